@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Windowed training with representation continuity (arXiv 2604.07402) for any autoregressive video LightningModule."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from reco_lightning.callback import ReCoCallback
+    from reco_lightning.continuity import continuity_loss
+    from reco_lightning.explanation import Explanation, explain
+    from reco_lightning.generation import generate
+    from reco_lightning.mixin import ReCoMixin, WindowStep
+    from reco_lightning.models.transformer import VideoTransformer
+    from reco_lightning.models.video_model import VideoModel
+    from reco_lightning.samples import SampleVideos
+    from reco_lightning.windows import Window, WindowSampler
+
+__all__ = [
+    "Explanation",
+    "ReCoCallback",
+    "ReCoMixin",
+    "SampleVideos",
+    "VideoModel",
+    "VideoTransformer",
+    "Window",
+    "WindowSampler",
+    "WindowStep",
+    "continuity_loss",
+    "explain",
+    "generate",
+]
+
+__version__ = "0.1.0.dev0"
+
+# Where each name lives. Imported on first use: torch and Lightning take seconds, which `reco --help` need not wait for.
+_HOMES = {
+    "Explanation": "explanation",
+    "ReCoCallback": "callback",
+    "ReCoMixin": "mixin",
+    "SampleVideos": "samples",
+    "VideoModel": "models.video_model",
+    "VideoTransformer": "models.transformer",
+    "Window": "windows",
+    "WindowSampler": "windows",
+    "WindowStep": "mixin",
+    "continuity_loss": "continuity",
+    "explain": "explanation",
+    "generate": "generation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

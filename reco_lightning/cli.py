@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `reco` command: reads the command's name, and only then imports what that command needs.
+
+`fit`, `validate`, `test`, `predict` and `explain` go to `reco_lightning.lightning_cli`; every other command is one
+function whose signature is its command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import inspect
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reco_lightning import __version__
+
+__all__ = ["COMMANDS", "Command", "main", "recipe_path", "recipes"]
+
+_RECIPE_PREFIX = "recipe:"
+
+
+@dataclass(frozen=True)
+class Command:
+    """One word after `reco`.
+
+    Args:
+        name: The word.
+        summary: One line for `reco --help`.
+        target: `module:function` that runs it. With `takes_args` it receives the remaining arguments as a list;
+            otherwise its signature and docstring make the command line.
+        takes_args: Whether the target reads the arguments itself.
+        aliases: Pairs of a short option and the long one that it stands for.
+    """
+
+    name: str
+    summary: str
+    target: str
+    takes_args: bool = False
+    aliases: tuple[tuple[str, str], ...] = ()
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command("fit", "Train a model on token shards or videos.", "reco_lightning.lightning_cli:run_fit", takes_args=True),
+    Command(
+        "validate", "Run a model's validation loop once.", "reco_lightning.lightning_cli:run_validate", takes_args=True
+    ),
+    Command("test", "Run a model's test loop once.", "reco_lightning.lightning_cli:run_test", takes_args=True),
+    Command(
+        "predict", "Run a model's prediction loop once.", "reco_lightning.lightning_cli:run_predict", takes_args=True
+    ),
+    Command("tokenize", "Turn a folder of videos into token shards, once.", "reco_lightning.tokenize:tokenize_folder"),
+    Command(
+        "generate",
+        "Sample clips from a checkpoint and write them as mp4.",
+        "reco_lightning.commands:generate",
+        aliases=(("-n", "--n"),),
+    ),
+    Command("demo", "Train plainly and with ReCo on real clips, and compare.", "reco_lightning.demo:run_demo"),
+    Command(
+        "explain",
+        "Say which engine, blocks and head a config would use, and what a step costs.",
+        "reco_lightning.lightning_cli:run_explain",
+        takes_args=True,
+    ),
+)
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes inside the package, by name.
+
+    Example:
+        >>> sorted(recipes())
+        ['baseline', 'reco', 'vqvae']
+    """
+    folder = Path(__file__).parent / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def recipe_path(value: str) -> str:
+    """Replaces `recipe:NAME` by the path of that recipe inside the package; other values pass unchanged.
+
+    Args:
+        value: What follows `--config`.
+
+    Raises:
+        ValueError: If the package has no recipe of that name.
+
+    Example:
+        >>> recipe_path("my/own.yaml")
+        'my/own.yaml'
+        >>> Path(recipe_path("recipe:reco")).name
+        'reco.yaml'
+    """
+    if not value.startswith(_RECIPE_PREFIX):
+        return value
+    name = value.removeprefix(_RECIPE_PREFIX).removesuffix(".yaml")
+    known = recipes()
+    if name not in known:
+        raise ValueError(
+            f"--config: recipe must be one of {', '.join(known)}, got {name!r}.{_did_you_mean(name, known)} "
+            "A file of your own is given by its path, without the prefix `recipe:`."
+        )
+    return str(known[name])
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs the command line.
+
+    Args:
+        args: What follows `reco`; None reads `sys.argv`.
+
+    Raises:
+        SystemExit: With code 2 where a command or an argument is not understood, 0 after `--help` and `--version`.
+
+    Example:
+        >>> main(["--version"])
+        Traceback (most recent call last):
+        SystemExit: 0
+    """
+    args = sys.argv[1:] if args is None else list(args)
+    parser = _parser()
+    commands = {command.name: command for command in COMMANDS}
+    if not args:
+        parser.print_help(sys.stderr)
+        parser.exit(2)
+    if args[0] not in commands:
+        if args[0].startswith("-"):
+            parser.parse_known_args(args[:1])  # leaves after --help and --version
+            parser.error(f"the command comes first, its options after it, got {args[0]!r}: reco COMMAND [options].")
+        parser.error(f"unknown command {args[0]!r}.{_did_you_mean(args[0], commands)} One of: {', '.join(commands)}.")
+    command = commands[args[0]]
+    try:
+        rest = _resolve_recipes(args[1:])
+        target = _load(command.target)
+        if command.takes_args:
+            target(rest)
+        else:
+            _run_function(command, target, rest)
+    except Exception as error:
+        if os.environ.get("RECO_TRACEBACK") or not _is_about_arguments(error):
+            raise
+        sys.stderr.write(f"reco {command.name}: error: {error}\n")
+        raise SystemExit(2) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="reco",
+        description="Windowed training with representation continuity for autoregressive video models.",
+        epilog="`reco COMMAND --help` lists the options of a command. Packaged recipes: "
+        + ", ".join(f"--config {_RECIPE_PREFIX}{name}" for name in recipes()),
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"reco_lightning {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", title="commands")
+    for command in COMMANDS:
+        commands.add_parser(command.name, help=command.summary, add_help=False)
+    return parser
+
+
+def _resolve_recipes(args: list[str]) -> list[str]:
+    resolved = []
+    for position, arg in enumerate(args):
+        flag, equals, value = arg.partition("=")
+        if equals and flag == "--config":
+            resolved.append(f"{flag}={recipe_path(value)}")
+        elif position and args[position - 1] in ("--config", "-c"):
+            resolved.append(recipe_path(arg))
+        else:
+            resolved.append(arg)
+    return resolved
+
+
+def _run_function(command: Command, function: Callable[..., Any], args: list[str]) -> None:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog=f"reco {command.name}", description=command.summary)
+    parser.add_function_arguments(function, as_positional=False)
+    parser.add_argument("--config", action="config", help="A YAML file with these options.")
+    options = parser.parse_args(_expand(args, dict(command.aliases), _switches(function))).as_dict()
+    options.pop("config", None)
+    function(**options)
+
+
+def _switches(function: Callable[..., Any]) -> set[str]:
+    return {f"--{name}" for name, p in inspect.signature(function).parameters.items() if p.annotation in (bool, "bool")}
+
+
+def _expand(args: list[str], aliases: dict[str, str], switches: set[str]) -> list[str]:
+    """Writes short options out, and `--quick` as `--quick=true`: jsonargparse wants a value."""
+    expanded = []
+    for arg, following in itertools.zip_longest(args, args[1:], fillvalue="--"):
+        arg = aliases.get(arg, arg)
+        expanded.append(f"{arg}=true" if arg in switches and following.startswith("-") else arg)
+    return expanded
+
+
+def _is_about_arguments(error: Exception) -> bool:
+    """Whether our own code refused something; an error from deeper down needs its traceback."""
+    refused = isinstance(error, (ValueError, FileNotFoundError)) or type(error).__name__ == "MisconfigurationException"
+    missing_extra = isinstance(error, ModuleNotFoundError) and "pip install" in str(error)
+    if not (refused or missing_extra):
+        return False
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("reco_lightning")
+
+
+def _load(target: str) -> Callable[..., Any]:
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""

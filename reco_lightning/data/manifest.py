@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of contents of a folder of token shards: `manifest.json`, read and written without running anything."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = ["COLUMNS", "MANIFEST", "Manifest", "Shard", "StoredArray", "file_sha256", "read_manifest", "write_manifest"]
+
+MANIFEST = "manifest.json"
+COLUMNS = ("label", "source", "start", "stop", "stride")  # of the per-clip table; source is -1 where it is not known
+_FORMAT, _VERSION = "reco_lightning.tokens", 1
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """One `.npy` file.
+
+    Attributes:
+        file: Name, in the manifest's folder.
+        bytes: Size of the file.
+        sha256: Of the whole file, 64 hexadecimal digits.
+    """
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some of the clips.
+
+    Attributes:
+        clips: How many.
+        tokens: Ids (clips, t, h, w) of the manifest's dtype.
+        table: int64 (clips, 5), the columns of `COLUMNS`.
+    """
+
+    clips: int
+    tokens: StoredArray
+    table: StoredArray
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder of token shards holds.
+
+    Attributes:
+        vocab_size: V; ids are 0 to V - 1.
+        grid: (t, h, w) of every clip.
+        dtype: Of the stored ids: uint16, or uint32 where V is above 65536.
+        clips: How many, in all shards.
+        tokenizer: Name of what made the ids.
+        tokenizer_sha256: `reco_lightning.tokenizers.base.fingerprint` of it, or "".
+        classes: Names of the classes; labels are places in this list.
+        sources: Video files of the clips, relative to the folder of videos.
+        video: How the clips were read: frames, stride, size and the like; plain values.
+        shards: The files, in order of the clips.
+    """
+
+    vocab_size: int
+    grid: tuple[int, int, int]
+    dtype: str
+    clips: int
+    tokenizer: str = ""
+    tokenizer_sha256: str = ""
+    classes: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    video: Mapping[str, Any] = field(default_factory=dict)
+    shards: tuple[Shard, ...] = ()
+
+    @property
+    def files(self) -> list[StoredArray]:
+        """All files, shard by shard."""
+        return [stored for shard in self.shards for stored in (shard.tokens, shard.table)]
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, as 64 hexadecimal digits.
+
+    Args:
+        path: The file; read in pieces.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> Path:
+    """Write `manifest.json`; it appears, or replaces the old one, at once and whole.
+
+    Args:
+        folder: Where the shards lie.
+        manifest: What it says.
+
+    Returns:
+        The file.
+    """
+    path = Path(folder, MANIFEST)
+    content = {"format": _FORMAT, "version": _VERSION, "columns": COLUMNS, **dataclasses.asdict(manifest)}
+    temporary = path.with_name(f".{MANIFEST}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    return path
+
+
+def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
+    """Read and check `manifest.json`.
+
+    Args:
+        folder: A folder that `TokenShardWriter` wrote.
+
+    Returns:
+        What it says; nothing is said yet about the shards themselves.
+
+    Raises:
+        ValueError: There is none, it is no manifest or one of another version, or it contradicts itself.
+    """
+    path = Path(folder, MANIFEST)
+    if not path.is_file():
+        raise ValueError(
+            f"folder must hold token shards, got {os.fspath(folder)!r} without a {MANIFEST}, which is "
+            "written last (the writing may not have ended); `reco tokenize` makes one"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found = (content["format"], content["version"])
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} must be a manifest of token shards, but cannot be read as one: {error!r}") from error
+    if found != (_FORMAT, _VERSION) or tuple(content.get("columns", ())) != COLUMNS:
+        raise ValueError(
+            f"{path} must be of format {_FORMAT!r}, version {_VERSION}, columns {COLUMNS}, got {found[0]!r}, version "
+            f"{found[1]}, columns {content.get('columns')}; tokenise again, or install the version that wrote it"
+        )
+    try:
+        manifest = Manifest(
+            vocab_size=int(content["vocab_size"]),
+            grid=_grid(content["grid"]),
+            dtype=str(content["dtype"]),
+            clips=int(content["clips"]),
+            tokenizer=str(content["tokenizer"]),
+            tokenizer_sha256=str(content["tokenizer_sha256"]),
+            classes=tuple(map(str, content["classes"])),
+            sources=tuple(map(str, content["sources"])),
+            video=dict(content["video"]),
+            shards=tuple(
+                Shard(int(shard["clips"]), StoredArray(**shard["tokens"]), StoredArray(**shard["table"]))
+                for shard in content["shards"]
+            ),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} must be a manifest of token shards, but a value is missing or wrong: {error!r}"
+        ) from error
+    _check(path, manifest)
+    return manifest
+
+
+def _grid(value: Any) -> tuple[int, int, int]:
+    t, h, w = map(int, value)
+    return t, h, w
+
+
+def _check(path: Path, manifest: Manifest) -> None:
+    counted = sum(shard.clips for shard in manifest.shards)
+    if counted != manifest.clips:
+        raise ValueError(f"{path} must count its clips right, got clips {manifest.clips} and {counted} in its shards")
+    if manifest.dtype not in ("uint16", "uint32"):
+        raise ValueError(f"{path} must name dtype uint16 or uint32, got {manifest.dtype!r}")
+    if min(manifest.grid) < 1 or manifest.vocab_size < 1:
+        raise ValueError(f"{path} must have a positive grid and vocabulary, got {manifest.grid}, {manifest.vocab_size}")
+    for shard in manifest.shards:
+        for name in (shard.tokens.file, shard.table.file):
+            # a manifest from elsewhere may not lead out of its folder
+            if Path(name).name != name or not name.endswith(".npy"):
+                raise ValueError(f"{path} must name .npy files beside it, got {name!r}")

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches of tokens from a folder of token shards, split into training and validation: what trains the video model."""
+
+from __future__ import annotations
+
+import random
+from typing import Literal
+
+import lightning.pytorch as L
+import numpy as np
+import numpy.typing as npt
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader, Subset
+from typing_extensions import override
+
+from reco_lightning.data.passes import data_ranks
+from reco_lightning.data.resumable import ResumableDataLoader
+from reco_lightning.data.tokens import TokenItem, TokenShards
+
+__all__ = ["Split", "TokenDataModule", "split_by_source", "split_by_time"]
+
+Split = Literal["source", "time"]
+Table = npt.NDArray[np.int64]
+
+
+def split_by_source(table: Table, *, val_fraction: float, seed: int = 0) -> tuple[list[int], list[int]]:
+    """Split clips by file: whole files go to one side, at least one to each.
+
+    With the same files, fraction and seed these are the files that `VideoDataModule` holds out, so that clips which the
+    tokenizer never saw validate the model too. Where there is a single file, the split is `split_by_time`.
+
+    Args:
+        table: int64 (clips, 5), `TokenShards.table`.
+        val_fraction: Share of the files to validate on, 0 to below 1.
+        seed: Decides which files.
+
+    Returns:
+        Places of the training clips and of the validation clips, both ascending.
+
+    Raises:
+        ValueError: `val_fraction` is out of range, or a single file is too short to be split.
+
+    Example:
+        >>> table = np.array([[0, 0, 0, 17, 1], [0, 1, 0, 17, 1], [0, 1, 17, 34, 1], [0, 2, 0, 17, 1]])
+        >>> split_by_source(table, val_fraction=0.3, seed=0)
+        ([0, 3], [1, 2])
+    """
+    _check_fraction(val_fraction)
+    if val_fraction == 0:
+        return list(range(len(table))), []
+    # in the order of their clips, as VideoDataModule numbers them
+    files = list(dict.fromkeys(table[:, 1].tolist()))
+    if len(files) == 1:
+        return split_by_time(table, val_fraction=val_fraction)
+    count = min(max(1, round(val_fraction * len(files))), len(files) - 1)
+    held_out = np.isin(table[:, 1], random.Random(seed).sample(files, count))
+    return np.flatnonzero(~held_out).tolist(), np.flatnonzero(held_out).tolist()
+
+
+def split_by_time(table: Table, *, val_fraction: float) -> tuple[list[int], list[int]]:
+    """Split every file's clips by time: the last ones validate, and clips that share frames with them are left out.
+
+    Args:
+        table: int64 (clips, 5), `TokenShards.table`. Clips of unknown origin count as one file in order.
+        val_fraction: Share of each file's clips to validate on, 0 to below 1; a file of one clip is for training.
+
+    Returns:
+        Places of the training clips and of the validation clips, both ascending.
+
+    Raises:
+        ValueError: `val_fraction` is out of range, or one side is empty.
+
+    Example:
+        >>> table = np.array([[0, 0, start, start + 17, 1] for start in range(0, 50, 10)])
+        >>> split_by_time(table, val_fraction=0.2)  # clip 3 reaches into clip 4
+        ([0, 1, 2], [4])
+    """
+    _check_fraction(val_fraction)
+    if val_fraction == 0:
+        return list(range(len(table))), []
+    train: list[int] = []
+    held_out: list[int] = []
+    for source in np.unique(table[:, 1]):
+        places = np.flatnonzero(table[:, 1] == source)
+        starts, stops = table[places, 2], table[places, 3]
+        if source < 0:
+            starts = np.arange(len(places))
+            stops = starts + 1
+        places, starts, stops = (values[np.argsort(starts, kind="stable")] for values in (places, starts, stops))
+        count = max(1, round(val_fraction * len(places))) if len(places) > 1 else 0
+        border = starts[len(places) - count] if count else stops.max()
+        train += places[: len(places) - count][stops[: len(places) - count] <= border].tolist()
+        held_out += places[len(places) - count :].tolist()
+    if not train or not held_out:
+        raise ValueError(
+            f"val_fraction must leave clips for training and for validation, got {val_fraction} of {len(table)} clips, "
+            f"which leaves {len(train)} and {len(held_out)}; tokenise more or shorter clips, or set val_fraction=0"
+        )
+    return sorted(train), sorted(held_out)
+
+
+class TokenDataModule(L.LightningDataModule):
+    """Training and validation batches of tokens from a folder of token shards.
+
+    A batch is `{"tokens": int64 (B, N), "label": int64 (B,)}`. The training loader is a `ResumableDataLoader`: a run
+    stopped at any step and resumed from its checkpoint sees the batches that the uninterrupted one would have seen.
+
+    Args:
+        folder: A folder that `reco tokenize` wrote.
+        batch_size: Clips per batch and process, B.
+        num_workers: Worker processes per loader; 0 reads in the training process, which is fast for tokens.
+        val_fraction: Share to validate on; 0 validates on nothing.
+        split: `source` validates on whole files that training never sees, `time` on the end of every file.
+        shuffle: Training clips in a new order in every epoch.
+        seed: Of that order.
+        split_seed: Decides which files are for validation; one of its own, so that runs of several seeds compare.
+        drop_last: Leave out training clips that do not fill a batch on every process.
+        strict_resume: Refuse to resume from a checkpoint with other data, batch size or number of processes; False
+            warns, and serves that epoch from its beginning.
+        verify: Compare the checksums of all shards first.
+
+    Attributes:
+        shards: The whole `TokenShards`, from `setup` on.
+        train_set: Its training clips.
+        val_set: Its validation clips.
+
+    Raises:
+        ValueError: An argument is out of range.
+
+    Example:
+        >>> TokenDataModule("tokens", batch_size=4).batch_size
+        4
+    """
+
+    shards: TokenShards
+    train_set: Subset[TokenItem]
+    val_set: Subset[TokenItem]
+
+    def __init__(
+        self,
+        folder: str,
+        *,
+        batch_size: int = 8,
+        num_workers: int = 0,
+        val_fraction: float = 0.1,
+        split: Split = "source",
+        shuffle: bool = True,
+        seed: int = 0,
+        split_seed: int = 0,
+        drop_last: bool = True,
+        strict_resume: bool = True,
+        verify: bool = False,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if num_workers < 0:
+            raise ValueError(f"num_workers must be at least 0, got {num_workers}")
+        if split not in ("source", "time"):
+            raise ValueError(f"split must be 'source' or 'time', got {split!r}")
+        _check_fraction(val_fraction)
+        self.folder = folder
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.val_fraction, self.split, self.split_seed = val_fraction, split, split_seed
+        self.shuffle, self.seed, self.drop_last = shuffle, seed, drop_last
+        self.strict_resume, self.verify = strict_resume, verify
+
+    @override
+    def prepare_data(self) -> None:
+        """Compare the checksums, once per machine, if `verify`."""
+        if self.verify:
+            TokenShards(self.folder).verify()
+
+    @override
+    def setup(self, stage: str) -> None:
+        """Open the shards and split them.
+
+        Args:
+            stage: `fit`, `validate`, `test` or `predict`; all see the same split.
+        """
+        self.shards = TokenShards(self.folder)
+        table = self.shards.table()
+        if self.split == "source":
+            train, held_out = split_by_source(table, val_fraction=self.val_fraction, seed=self.split_seed)
+        else:
+            train, held_out = split_by_time(table, val_fraction=self.val_fraction)
+        if shared := len(table) - len(train) - len(held_out):
+            rank_zero_info(f"{shared} clips share frames with the validation clips and are left out of the training.")
+        self.train_set, self.val_set = Subset(self.shards, train), Subset(self.shards, held_out)
+
+    @override
+    def train_dataloader(self) -> ResumableDataLoader[TokenItem]:
+        """Training clips.
+
+        Raises:
+            ValueError: They do not fill a batch on every process.
+        """
+        rank, world_size = data_ranks(self.trainer)
+        loader = ResumableDataLoader(
+            self.train_set,
+            self.batch_size,
+            shuffle=self.shuffle,
+            seed=self.seed,
+            drop_last=self.drop_last,
+            epoch_batches=(self.trainer.limit_train_batches if self.trainer else 1.0) or 1.0,
+            strict=self.strict_resume,
+            rank=rank,
+            world_size=world_size,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+        )
+        if len(loader) == 0:
+            raise ValueError(
+                f"batch_size must let the {len(self.train_set)} training clips of {self.folder} fill a batch on each "
+                f"of {world_size or 1} process(es), got {self.batch_size}; lower it, or set drop_last=False"
+            )
+        return loader
+
+    @override
+    def val_dataloader(self) -> DataLoader[TokenItem] | list[DataLoader[TokenItem]]:
+        """Validation clips in order; no loader with `val_fraction=0`."""
+        return self._in_order(self.val_set) if len(self.val_set) else []
+
+    @override
+    def test_dataloader(self) -> DataLoader[TokenItem]:
+        """The validation clips, or all clips with `val_fraction=0`: a folder of test tokens."""
+        return self._in_order(self.val_set if len(self.val_set) else self.train_set)
+
+    @override
+    def predict_dataloader(self) -> DataLoader[TokenItem]:
+        """All clips in order."""
+        return self._in_order(Subset(self.shards, range(len(self.shards))))
+
+    def _in_order(self, clips: Subset[TokenItem]) -> DataLoader[TokenItem]:
+        return DataLoader(
+            clips,
+            self.batch_size,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+        )
+
+
+def _check_fraction(val_fraction: float) -> None:
+    if not 0 <= val_fraction < 1:
+        raise ValueError(f"val_fraction must be at least 0 and below 1, got {val_fraction}")

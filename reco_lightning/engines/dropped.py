@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fewer-frames engine: the window is a sequence of its own, without context (arXiv 2604.07402, App. A)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from reco_lightning.engines.base import Group, WindowOutput, split_batch
+from reco_lightning.engines.frozen import place_rows
+from reco_lightning.engines.interception import PatchedMethod
+from reco_lightning.engines.slicing import take_hidden
+from reco_lightning.windows import Window
+
+__all__ = ["DroppedEngine"]
+
+_SEQUENCE_ARGUMENTS = ("attention_mask", "position_ids", "token_type_ids", "inputs_embeds")
+
+
+class DroppedEngine:
+    """Feeds the network the prefix and the window's tokens alone, so that positions count from the window's start.
+
+    Every window is then trained as if it were the beginning of a video; without a prefix its first token is not
+    predicted. The network's sequence argument is its first tensor of two dimensions or more; ``attention_mask``,
+    ``position_ids`` and their like are cut with it.
+
+    Args:
+        network: The network; its forward takes the sequence.
+        head: The module that maps the states to logits.
+        tokens: N, video tokens of a sample.
+        tail: Rows after the one that predicts the last video token, 0 or 1.
+        rows: T, rows that the blocks saw on the batch that the first armed forward gets.
+    """
+
+    name = "dropped"
+
+    def __init__(self, network: nn.Module, head: nn.Module, *, tokens: int, tail: int, rows: int) -> None:
+        self.tokens = tokens
+        self.tail = tail
+        self._first_rows = rows
+        self._patches = [
+            PatchedMethod(network, "forward", self._network),
+            PatchedMethod(head, "forward", self._head),
+        ]
+        self._inner_prefix: int | None = None
+        self._windows: tuple[Window, ...] | None = None
+        self._inference = False
+        self._groups: tuple[Group, ...] = ()
+        self._rows = 0
+        self._output: WindowOutput | None = None
+
+    def install(self) -> None:
+        """Replaces the forwards of the network and its head."""
+        for patch in self._patches:
+            patch.install()
+
+    def remove(self) -> None:
+        """Restores them."""
+        self.disarm()
+        for patch in reversed(self._patches):
+            patch.remove()
+
+    def arm(self, windows: Sequence[Window], *, inference: bool = False) -> None:
+        """Makes the next forwards run these windows; ``inference`` also under ``no_grad``."""
+        self.disarm()
+        self._windows, self._inference = tuple(windows), inference
+
+    def disarm(self) -> None:
+        """Back to the plain network."""
+        self._windows, self._groups, self._output = None, (), None
+
+    @property
+    def output(self) -> WindowOutput | None:
+        """Groups and states of the last armed forward."""
+        return self._output
+
+    def _network(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._groups = ()
+        if self._windows is None or not (self._inference or torch.is_grad_enabled()):
+            return original(*args, **kwargs)
+        sequence = next(v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor) and v.ndim >= 2)
+        if self._inner_prefix is None:
+            self._inner_prefix = self._first_rows - sequence.shape[1]
+        self._rows = sequence.shape[1] + self._inner_prefix
+        groups = split_batch(self._windows, batch=len(sequence), rows=self._rows, tokens=self.tokens, tail=self.tail)
+        prefix = self._rows - self.tail - self.tokens + 1
+        if prefix == 0:
+            groups = tuple(replace(group, loss_start=group.window.start) for group in groups)
+        self._groups = groups
+        columns = prefix - self._inner_prefix  # of the sequence argument, in front of the video's tokens
+
+        def cut(value: torch.Tensor) -> torch.Tensor:
+            parts = []
+            for group in groups:
+                own = value[group.samples]
+                window = own[:, columns + group.window.start : columns + group.window.stop - 1]
+                parts.append(torch.cat([own[:, :columns], window], dim=1))
+            return torch.cat(parts)
+
+        pending = [sequence]  # labels may be the very same tensor, and the loss wants all of them
+
+        def cut_argument(name: str | None, value: Any) -> Any:
+            if pending and value is sequence:
+                pending.clear()
+                return cut(value)
+            follows = name in _SEQUENCE_ARGUMENTS and isinstance(value, torch.Tensor)
+            return cut(value) if follows and value.shape[:2] == sequence.shape[:2] else value
+
+        cut_args = [cut_argument(None, value) for value in args]
+        return original(*cut_args, **{name: cut_argument(name, value) for name, value in kwargs.items()})
+
+    def _head(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not self._groups:
+            return original(*args, **kwargs)
+        states = take_hidden(args, kwargs)
+        states = states[:, -max(group.stop - group.loss_start for group in self._groups) :]
+        hidden = tuple(states[group.samples] for group in self._groups)
+        self._output = WindowOutput(self._groups, hidden, self._rows, len(states))
+        return place_rows(original(states), self._groups, self._rows)

@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The frozen-context engine: context without gradient, window with gradient, block by block (arXiv 2604.07402, Alg. 1).
+
+Each block is entered once per step. Inside, it runs on the context rows under ``no_grad`` and leaves the keys and
+values that it hands to attention; then it runs on the window rows with those in front of its own. The network computes
+embeddings and positions itself, on the full sequence; nothing after the window's end is run, and the head runs on the
+window's rows alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
+
+from reco_lightning.engines.attention import join_context
+from reco_lightning.engines.base import Context, Group, WindowOutput, split_batch
+from reco_lightning.engines.interception import FunctionTap, PatchedMethod
+from reco_lightning.engines.slicing import cut_call, map_hidden, pack, take_hidden
+from reco_lightning.windows import Window
+
+__all__ = ["FrozenEngine", "checkpoints_itself", "place_rows"]
+
+
+class _AttentionReachedError(Exception):
+    """Ends the context pass of the last block where its keys and values are known."""
+
+
+def place_rows(logits: torch.Tensor, groups: Sequence[Group], rows: int) -> torch.Tensor:
+    """Places window logits on the rows of the full sequence, NaN everywhere else.
+
+    Args:
+        logits: Packed window logits, (B, R, V); group g fills its first ``stop - loss_start`` rows.
+        groups: The groups of the batch.
+        rows: T, the length of the full sequence.
+
+    Returns:
+        Logits of the full length, (B, T, V).
+
+    Example:
+        >>> group = Group(Window(1, 2), slice(0, 1), first=1, loss_start=1, stop=2)
+        >>> place_rows(torch.zeros(1, 1, 1), [group], 3).flatten().tolist()
+        [nan, 0.0, nan]
+    """
+    parts = []
+    for group in groups:
+        length = group.stop - group.loss_start
+        part = logits[group.samples, :length]
+        parts.append(F.pad(part, (0, 0, group.loss_start, rows - group.stop), value=float("nan")))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def checkpoints_itself(block: nn.Module) -> bool:
+    """Whether a block is one of transformers' layers with ``gradient_checkpointing_enable()`` called on its network."""
+    return bool(getattr(block, "gradient_checkpointing", False))
+
+
+@dataclass
+class _Run:
+    """One armed forward: what the groups are and what the blocks keep for each other."""
+
+    groups: tuple[Group, ...]
+    rows: int
+    batch: int
+    whole: bool
+    contexts: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
+    attentions: int | None = None
+    hidden: tuple[torch.Tensor, ...] | None = None
+
+    def take_context(self, index: int, number: int, *, keep: bool) -> torch.Tensor:
+        key = (index, number)
+        if key not in self.contexts:
+            raise RuntimeError(
+                f"block {index} was run a second time in one step, and activation checkpointing was not seen on the "
+                "first batch; use torch.utils.checkpoint, from the first step on"
+            )
+        return self.contexts[key] if keep else self.contexts.pop(key)
+
+
+class FrozenEngine:
+    """Runs a stack of attention blocks on windows with a frozen, key-trained or attached context.
+
+    Args:
+        blocks: The network's blocks in order; each is called once per forward with the states (B, T, D) first, and
+            attends through ``torch.nn.functional.scaled_dot_product_attention`` (any context but ``"attached"``).
+        head: The module that maps the states (B, T, D) to logits (B, T, V).
+        tokens: N, video tokens of a sample.
+        tail: Rows after the one that predicts the last video token, 0 or 1.
+        context: ``"frozen"`` (the paper), ``"keys"`` (the context's states are constants, but its keys and values train
+            the projections that make them) or ``"attached"`` (the context is trained through).
+        recompute: Whether blocks are run again in the backward pass (activation checkpointing): the context's states
+            are then kept until the step ends.
+    """
+
+    name = "frozen"
+
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        head: nn.Module,
+        *,
+        tokens: int,
+        tail: int,
+        context: Context = "frozen",
+        recompute: bool = False,
+    ) -> None:
+        self.tokens = tokens
+        self.tail = tail
+        self.context = context
+        self.recompute = recompute or any(checkpoints_itself(block) for block in blocks)
+        self.last = len(blocks) - 1
+        self._blocks = list(blocks)
+        self._patches = [
+            PatchedMethod(block, "forward", partial(self._block, index)) for index, block in enumerate(blocks)
+        ]
+        self._patches.append(PatchedMethod(head, "forward", self._head))
+        self._windows: tuple[Window, ...] | None = None
+        self._inference = False
+        self._run: _Run | None = None
+
+    def install(self) -> None:
+        """Replaces the forwards of the blocks and the head."""
+        for patch in self._patches:
+            patch.install()
+
+    def remove(self) -> None:
+        """Restores them."""
+        self.disarm()
+        for patch in reversed(self._patches):
+            patch.remove()
+
+    def arm(self, windows: Sequence[Window], *, inference: bool = False) -> None:
+        """Makes the next forwards run these windows; ``inference`` also under ``no_grad``."""
+        self.disarm()
+        self._windows = tuple(windows) if len(set(windows)) > 1 else tuple(windows[:1])
+        self._inference = inference
+
+    def disarm(self) -> None:
+        """Back to the plain network."""
+        self._windows, self._run = None, None
+
+    @property
+    def output(self) -> WindowOutput | None:
+        """Groups and states of the last armed forward."""
+        run = self._run
+        if run is None or run.hidden is None:
+            return None
+        return WindowOutput(run.groups, run.hidden, run.rows, run.batch)
+
+    def _is_live(self, states: torch.Tensor) -> bool:
+        # A forward without gradient inside a training step (sampling, a teacher) is the user's own: it stays plain.
+        # Reentrant checkpointing runs without gradient too, on states that require it.
+        return self._inference or torch.is_grad_enabled() or states.requires_grad
+
+    def _start(self, hidden: torch.Tensor) -> None:
+        assert self._windows is not None
+        batch, rows = hidden.shape[:2]
+        groups = split_batch(self._windows, batch=batch, rows=rows, tokens=self.tokens, tail=self.tail)
+        whole = len(groups) == 1 and len(groups[0].window) == self.tokens
+        if self._run is None or self._run.groups != groups or self._run.rows != rows:
+            self._run = _Run(groups, rows, batch, whole)
+
+    def _block(self, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._windows is None:
+            return original(*args, **kwargs)
+        hidden = take_hidden(args, kwargs)
+        live = self._is_live(hidden)
+        if live and index == 0:
+            self._start(hidden)
+        run = self._run
+        if not live or run is None or run.whole:
+            return original(*args, **kwargs)
+        block = self._blocks[index]
+        groups = range(len(run.groups))
+
+        def windows(states: torch.Tensor) -> Any:
+            return pack([self._group(index, number, original, states, args, kwargs) for number in groups])
+
+        if not (checkpoints_itself(block) and block.training and torch.is_grad_enabled()):
+            return windows(hidden)
+
+        def windows_of_plain_block(states: torch.Tensor) -> Any:
+            block.gradient_checkpointing = False  # type: ignore[assignment]
+            try:
+                return windows(states)
+            finally:
+                block.gradient_checkpointing = True  # type: ignore[assignment]
+
+        # The layers of transformers checkpoint inside their forward, where a recomputation would not see the window.
+        return checkpoint(windows_of_plain_block, hidden, use_reentrant=False)
+
+    def _group(
+        self,
+        index: int,
+        number: int,
+        original: Callable[..., Any],
+        hidden: torch.Tensor,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        run = self._run
+        assert run is not None
+        group = run.groups[number]
+        first = 0 if self.context == "attached" else group.first
+        if index == 0:
+            own = hidden if len(run.groups) == 1 else hidden[group.samples]
+            window, context = own[:, first : group.stop], own[:, :first].detach()
+        else:
+            window = hidden if len(run.groups) == 1 else hidden[group.samples, : group.stop - first]
+            context = run.take_context(index, number, keep=self.recompute) if first else hidden[:0]
+        samples = group.samples if len(run.groups) > 1 else None
+
+        def call(states: torch.Tensor, start: int, stop: int) -> Any:
+            cut = cut_call(
+                args, kwargs, states, start=start, stop=stop, rows=run.rows, samples=samples, batch=run.batch
+            )
+            return original(*cut[0], **cut[1])
+
+        kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+        if first:
+            passed = self._context_pass(index, partial(call, context, 0, first), first, kept)
+            if passed is not None:
+                run.contexts[index + 1, number] = passed.detach()
+        output = self._window_pass(partial(call, window, first, group.stop), first, group.stop - first, kept)
+        if index == self.last:
+            # What stands between blocks and head, and may count on T rows, gets T rows.
+            before, after = group.loss_start, run.rows - group.stop
+            return map_hidden(
+                output, lambda states: F.pad(states[:, group.loss_start - first :], (0, 0, before, after))
+            )
+        return output
+
+    def _context_pass(
+        self, index: int, call: Callable[[], Any], rows: int, kept: list[tuple[torch.Tensor, torch.Tensor]]
+    ) -> torch.Tensor | None:
+        run = self._run
+        assert run is not None
+        enough = run.attentions if index == self.last and not torch.compiler.is_compiling() else None
+
+        def record(
+            query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+        ) -> torch.Tensor:
+            if query.shape[-2] == key.shape[-2] == rows:
+                kept.append((key, value))
+                torch.set_grad_enabled(False)  # with "keys" the projections train, and nothing behind them
+                if len(kept) == enough:
+                    raise _AttentionReachedError
+            return scaled_dot_product_attention(query, key, value, *args, **kwargs)
+
+        trains_keys = self.context == "keys" and torch.is_grad_enabled()
+        # Autocast would hand the window the copies of weights that it made here without a graph: they would not train.
+        cache = torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(False)
+        try:
+            with torch.set_grad_enabled(trains_keys), FunctionTap({scaled_dot_product_attention: record}):
+                output = call()
+        except _AttentionReachedError:
+            return None
+        finally:
+            torch.set_autocast_cache_enabled(cache)
+        if run.attentions is None:
+            run.attentions = len(kept)
+        return take_hidden((output,) if isinstance(output, torch.Tensor) else tuple(output), {})
+
+    def _window_pass(
+        self, call: Callable[[], Any], first: int, rows: int, kept: list[tuple[torch.Tensor, torch.Tensor]]
+    ) -> Any:
+        if not first:
+            return call()
+        waiting = iter(kept)
+
+        def attend(
+            query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+        ) -> torch.Tensor:
+            if query.shape[-2] == rows and key.shape[-2] in (rows, first + rows):
+                context = next(waiting) if key.shape[-2] == rows else None
+                return join_context(query, key, value, context, *args, **kwargs)
+            return scaled_dot_product_attention(query, key, value, *args, **kwargs)
+
+        with FunctionTap({scaled_dot_product_attention: attend}):
+            return call()
+
+    def _head(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        run = self._run
+        if run is None or not self._is_live(take_hidden(args, kwargs)):
+            return original(*args, **kwargs)
+        states = take_hidden(args, kwargs)
+        windows = [states[group.samples, group.loss_start : group.stop] for group in run.groups]
+        run.hidden = tuple(windows)
+        if run.whole:
+            return original(*args, **kwargs)
+        return place_rows(original(pack(windows)), run.groups, run.rows)

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cuts a block's call down to some rows of the sequence: states, rotary tables, position ids, masks.
+
+Used by the engines, which run a block on its context's rows and on its window's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+__all__ = ["cut_call", "cut_tensor", "map_hidden", "pack", "take_hidden"]
+
+
+def take_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    """Returns the states (B, T, D) of a block's or head's call: the first floating-point tensor among its arguments.
+
+    Raises:
+        TypeError: If the call has no such tensor.
+    """
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            return value
+    raise TypeError(
+        f"a block was called without states (B, T, D): got {[type(v).__name__ for v in (*args, *kwargs.values())]}"
+    )
+
+
+def map_hidden(output: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Applies a function to the states in a block's output, a tensor or a tuple that begins with one.
+
+    Raises:
+        TypeError: If the output is something else.
+    """
+    if isinstance(output, torch.Tensor):
+        return function(output)
+    if isinstance(output, (tuple, list)) and output and isinstance(output[0], torch.Tensor):
+        values = [function(output[0]), *output[1:]]
+        return output._make(values) if hasattr(output, "_make") else type(output)(values)  # _make: a named tuple
+    raise TypeError(
+        f"a block returned {type(output).__name__}; a tensor or a tuple that begins with one can be windowed"
+    )
+
+
+def pack(outputs: Sequence[Any]) -> Any:
+    """Joins the groups' outputs along the batch; shorter ones are filled up with zero rows."""
+    if len(outputs) == 1:
+        return outputs[0]
+    states = [take_hidden(tuple(output) if isinstance(output, (tuple, list)) else (output,), {}) for output in outputs]
+    rows = max(state.shape[1] for state in states)
+    joined = torch.cat([F.pad(state, (0, 0, 0, rows - state.shape[1])) for state in states])
+    return map_hidden(outputs[0], lambda _: joined)
+
+
+def cut_tensor(value: torch.Tensor, *, start: int, stop: int, rows: int) -> torch.Tensor:
+    """Cuts a sequence-shaped argument to the rows ``start ... stop`` of T = ``rows``; others pass unchanged.
+
+    Masks (..., T, T) and (B, 1, 1, T) keep the columns ``0 ... stop``: a row attends to everything before it. A
+    floating-point tensor is never cut along its last dimension otherwise, since that is a width.
+
+    Example:
+        >>> cut_tensor(torch.ones(4, 4), start=2, stop=3, rows=4).shape
+        torch.Size([1, 3])
+        >>> cut_tensor(torch.ones(1, 4, 8), start=2, stop=3, rows=4).shape
+        torch.Size([1, 1, 8])
+    """
+    shape = value.shape
+    if value.ndim >= 2 and shape[-1] == rows and shape[-2] == rows:
+        return value[..., start:stop, :stop]
+    if value.ndim == 4 and shape[-1] == rows and shape[-2] == 1:
+        return value[..., :stop]
+    dims = range(value.ndim - 1) if value.is_floating_point() or value.is_complex() else range(value.ndim)
+    candidates = [dim for dim in dims if shape[dim] == rows]
+    if not candidates:
+        return value
+    # Where the batch, or the heads, happen to be as many as the rows, the sequence is the later dimension.
+    return value.narrow(candidates[-1], start, stop - start)
+
+
+def cut_call(
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    states: torch.Tensor,
+    *,
+    start: int,
+    stop: int,
+    rows: int,
+    samples: slice | None = None,
+    batch: int = 0,
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Makes a block's call on the rows ``start ... stop`` out of its call on the full sequence.
+
+    Args:
+        args: Positional arguments of the full call.
+        kwargs: Keyword arguments of the full call.
+        states: The states that take the place of the call's own.
+        start: First row.
+        stop: One past the last row.
+        rows: T, the length of the full sequence.
+        samples: The part of the batch to keep, ``None`` for all of it.
+        batch: B, the size of the batch; read where ``samples`` is given.
+
+    Returns:
+        The arguments of the cut call. A key/value cache among them becomes ``None``: training has no use for one.
+
+    Raises:
+        ValueError: If it cannot be told whether an argument runs along the batch or along the sequence.
+    """
+    hidden = take_hidden(args, kwargs)
+
+    def cut(value: Any) -> Any:
+        if value is hidden:
+            return states
+        if isinstance(value, torch.Tensor):
+            if samples is not None and value.ndim >= 2 and value.shape[0] == batch:
+                if batch == rows and (value.ndim == 2 or rows not in value.shape[1:]):
+                    raise ValueError(
+                        f"a block's argument {tuple(value.shape)} may run along the batch or the sequence, both are "
+                        f"{rows} long; several windows in a batch cannot be told apart then: choose another batch_size"
+                    )
+                value = value[samples]
+            return cut_tensor(value, start=start, stop=stop, rows=rows)
+        if type(value) in (tuple, list):
+            return type(value)(cut(item) for item in value)
+        if type(value) is dict:
+            return {key: cut(item) for key, item in value.items()}
+        if hasattr(value, "get_seq_length") and hasattr(value, "update"):
+            return None
+        return value
+
+    return tuple(cut(value) for value in args), {name: cut(value) for name, value in kwargs.items()}

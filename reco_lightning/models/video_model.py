@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The LightningModule around the reference network: plain full-sequence training on token batches."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerConfig, OptimizerLRSchedulerConfig
+from typing_extensions import override
+
+from reco_lightning.models.transformer import VideoTransformer
+
+__all__ = ["VideoModel", "weight_decay_groups"]
+
+
+def weight_decay_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups for AdamW: matrices decay, embeddings, norms and biases do not.
+
+    Args:
+        module: The module to train.
+        weight_decay: Decay of the matrices, 0 or more.
+
+    Returns:
+        Two optimizer groups, in the order of ``named_parameters``.
+    """
+    tables = {id(p) for m in module.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    decayed = [p for p in trained if p.ndim >= 2 and id(p) not in tables]
+    kept = [p for p in trained if p.ndim < 2 or id(p) in tables]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+
+
+class VideoModel(pl.LightningModule):
+    """Trains a ``VideoTransformer`` on batches ``{"tokens": (B, N) int64, "label": (B,) int64}``.
+
+    Args:
+        network: The network, or its ``config`` as a checkpoint stores it.
+        learning_rate: Peak learning rate of AdamW, above 0.
+        weight_decay: Decay of the weight matrices, 0 or more.
+        betas: AdamW's averaging constants.
+        warmup_steps: Steps over which the learning rate rises from 0, 0 or more; it is constant afterwards.
+        label_dropout: Share of the training samples whose class is hidden, [0, 1): what classifier-free guidance needs.
+
+    Raises:
+        ValueError: If an argument is out of its range, or a batch does not fit the network.
+
+    Example:
+        >>> model = VideoModel(VideoTransformer(vocab_size=32, grid=(2, 2, 2), dim=32, depth=1, heads=2))
+        >>> model.configure_optimizers()["optimizer"].defaults["lr"]
+        0.0001
+    """
+
+    def __init__(
+        self,
+        network: VideoTransformer | dict[str, Any],
+        *,
+        learning_rate: float = 1e-4,
+        weight_decay: float = 0.05,
+        betas: tuple[float, float] = (0.9, 0.95),
+        warmup_steps: int = 0,
+        label_dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if learning_rate <= 0:
+            raise ValueError(f"learning_rate must be above 0, got {learning_rate}")
+        if weight_decay < 0:
+            raise ValueError(f"weight_decay must be 0 or more, got {weight_decay}")
+        if warmup_steps < 0:
+            raise ValueError(f"warmup_steps must be 0 or more, got {warmup_steps}")
+        if not 0 <= label_dropout < 1:
+            raise ValueError(f"label_dropout must lie in [0, 1), got {label_dropout}")
+        self.save_hyperparameters(ignore=["network"])
+        self.network = VideoTransformer(**network) if isinstance(network, Mapping) else network
+        self.save_hyperparameters({"network": dict(self.network.config)})
+        self._seed: int | None = None
+
+    @override
+    def forward(self, tokens: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits for the tokens of full samples.
+
+        Args:
+            tokens: Token ids, (B, N) int64.
+            labels: Classes, (B,) int64, or ``None``.
+
+        Returns:
+            Logits (B, N, V), those of row r for token r; (B, N - 1, V) for the tokens from the second on where the
+            network has no start token.
+        """
+        return self.network(tokens[:, :-1], labels)
+
+    @override
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        """Cross-entropy over the whole sequence."""
+        tokens, labels = self._unpack(batch)
+        if labels is not None and self.hparams["label_dropout"]:
+            hidden = torch.rand(labels.shape, device=labels.device) < self.hparams["label_dropout"]
+            labels = labels.masked_fill(hidden, self.network.num_classes)
+        logits, targets = self._predict(tokens, labels)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(tokens))
+        return loss
+
+    @override
+    def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        """Cross-entropy over the whole sequence."""
+        return self._evaluate("val", batch)
+
+    @override
+    def test_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        """Cross-entropy over the whole sequence."""
+        return self._evaluate("test", batch)
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the seed of the run's dropout: a resumed run draws what the uninterrupted one would have."""
+        checkpoint["dropout_seed"] = self._seed
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes the seed of the run's dropout back."""
+        self._seed = checkpoint.get("dropout_seed")
+
+    @override
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Makes the dropout of a batch a function of the run's seed, the batch's number and the rank."""
+        if self._seed is None:
+            self._seed = torch.initial_seed()
+        number = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        torch.manual_seed(random.Random(f"{self._seed}:{number}:{self.global_rank}").getrandbits(63))
+
+    @override
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig | OptimizerConfig:
+        """AdamW; the learning rate rises linearly during the warm-up."""
+        optimizer = torch.optim.AdamW(
+            weight_decay_groups(self, self.hparams["weight_decay"]),
+            lr=self.hparams["learning_rate"],
+            betas=tuple(self.hparams["betas"]),
+        )
+        warmup = self.hparams["warmup_steps"]
+        if not warmup:
+            return {"optimizer": optimizer}
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _evaluate(self, stage: str, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        tokens, labels = self._unpack(batch)
+        logits, targets = self._predict(tokens, labels)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        self.log(f"{stage}/loss", loss, prog_bar=True, batch_size=len(tokens), sync_dist=True)
+        return loss
+
+    def _predict(self, tokens: torch.Tensor, labels: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = self(tokens, labels)
+        return logits, tokens[:, -logits.shape[1] :]
+
+    def _unpack(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        tokens = batch["tokens"].flatten(1)
+        if tokens.shape[1] != self.network.num_tokens:
+            raise ValueError(
+                f"batch['tokens'] must hold {self.network.num_tokens} tokens a sample, the grid {self.network.grid}; "
+                f"got {tokens.shape[1]}: the shards were made for another grid"
+            )
+        return tokens, batch["label"] if self.network.num_classes else None

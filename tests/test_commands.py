@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`reco generate`: a checkpoint in, mp4 files, a grid and tokens out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning.pytorch as L
+import numpy as np
+import pytest
+import torch
+
+from reco_lightning import VideoModel, VideoTransformer
+from reco_lightning.checkpoints import load_module
+from reco_lightning.cli import main
+from reco_lightning.data.video import read_clip
+from reco_lightning.tokenizers.vqvae import VQVAE
+
+GRID = (2, 4, 4)  # clips of 5 frames of 32 x 32 pixels
+
+
+def save(module: L.LightningModule, path: Path) -> str:
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(path)
+    return str(path)
+
+
+def video_model(folder: Path, *, vocab_size: int = 8, num_classes: int = 0) -> str:
+    torch.manual_seed(0)
+    network = VideoTransformer(vocab_size=vocab_size, grid=GRID, dim=32, depth=1, heads=2, num_classes=num_classes)
+    return save(VideoModel(network), folder / "model.ckpt")
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> str:
+    torch.manual_seed(0)
+    return save(VQVAE(codebook_size=8, width=8), tmp_path / "vqvae.ckpt")
+
+
+def test_generate_writes_videos_a_grid_and_tokens(
+    tmp_path: Path, tokenizer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    model = video_model(tmp_path)
+    options = ["--tokenizer", tokenizer, "--output", str(out), "-n", "3", "--batch_size=2", "--device=cpu"]
+    main(["generate", "--checkpoint", model, *options, "--temperature=0.9", "--top_k=4"])
+    assert sorted(p.name for p in out.iterdir()) == ["0000.mp4", "0001.mp4", "0002.mp4", "grid.mp4", "tokens.npy"]
+    tokens = np.load(out / "tokens.npy")
+    assert tokens.shape == (3, *GRID)
+    assert 0 <= tokens.min() <= tokens.max() < 8
+    assert read_clip(out / "0002.mp4", start=0, frames=5, size=32).shape == (5, 32, 32, 3)
+    assert read_clip(out / "grid.mp4", start=0, frames=5, size=(64, 64)).shape == (5, 64, 64, 3)
+    assert f"Wrote 3 clips, grid.mp4 and tokens.npy to {out}" in capsys.readouterr().out
+
+
+def test_the_seed_decides(tmp_path: Path) -> None:
+    model = video_model(tmp_path)
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        main(
+            [
+                "generate",
+                f"--checkpoint={model}",
+                f"--output={tmp_path / name}",
+                "-n",
+                "2",
+                f"--seed={seed}",
+                "--device=cpu",
+            ]
+        )
+    a, b, c = (np.load(tmp_path / name / "tokens.npy") for name in "abc")
+    assert (a == b).all()
+    assert (a != c).any()
+
+
+def test_without_a_tokenizer_it_says_how_to_get_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(
+        ["generate", f"--checkpoint={video_model(tmp_path)}", f"--output={tmp_path / 'out'}", "-n", "1", "--device=cpu"]
+    )
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["tokens.npy"]
+    assert "--tokenizer CHECKPOINT" in capsys.readouterr().out
+
+
+def test_a_class_can_be_asked_for(tmp_path: Path) -> None:
+    model = video_model(tmp_path, num_classes=3)
+    for name, options in (("free", []), ("two", ["--label=2"])):
+        main(["generate", f"--checkpoint={model}", f"--output={tmp_path / name}", "-n", "1", "--device=cpu", *options])
+    assert (np.load(tmp_path / "free" / "tokens.npy") != np.load(tmp_path / "two" / "tokens.npy")).any()
+
+
+def test_label_out_of_range(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["generate", f"--checkpoint={video_model(tmp_path, num_classes=3)}", "--label=3", "--device=cpu"])
+    assert "label must be 0 to 2, got 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--checkpoint=missing.ckpt"], "checkpoint must be a checkpoint file, got 'missing.ckpt'"),
+        (["--checkpoint=MODEL", "-n", "0"], "n must be 1 or more, got 0"),
+        (["--checkpoint=MODEL", "--batch_size=0"], "batch_size must be 1 or more, got 0"),
+        (["--checkpoint=MODEL", "--temperature=-1"], "temperature must be 0 or more, got -1"),
+        (["--checkpoint=MODEL", "--top_p=2"], "top_p must lie in (0, 1]"),
+        (["--checkpoint=MODEL", "--label=1"], "label must be left out: the model knows no classes, got 1"),
+        (["--checkpoint=MODEL", "--tokenizer=TOKENIZER"], "tokenizer must know the model's 9 ids, but it knows 8"),
+        (["--checkpoint=MODEL", "--tokenizer=missing.ckpt"], "checkpoint file, got 'missing.ckpt'"),
+        (["--n=1"], "checkpoint"),
+    ],
+)
+def test_mistakes_end_with_a_message(
+    options: list[str], message: str, tmp_path: Path, tokenizer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = video_model(tmp_path, vocab_size=9)
+    options = [option.replace("MODEL", model).replace("TOKENIZER", tokenizer) for option in options]
+    with pytest.raises(SystemExit) as info:
+        main(["generate", *options, f"--output={tmp_path / 'out'}", "--device=cpu"])
+    assert info.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_load_module_refuses_another_kind(tmp_path: Path) -> None:
+    path = tmp_path / "x.ckpt"
+    torch.save({"hyper_parameters": {"_class_path": "tests.helpers.cli_modules.TinyModel"}}, path)
+    with pytest.raises(ValueError, match=r"must hold a VideoModel, got a tests\.helpers"):
+        load_module(str(path), VideoModel)

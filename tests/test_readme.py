@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Python blocks of the README, and those of the documentation that follow a line `<!-- runs -->`, run as they stand."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from reco_lightning.cli import COMMANDS, recipe_path
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"(?P<mark><!-- runs -->\s*)?^```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks() -> list[tuple[str, str]]:
+    """Name and code of every block that has to run."""
+    found = []
+    for page in PAGES:
+        text = page.read_text()
+        for match in FENCE.finditer(text):
+            if page.name == "README.md" or match["mark"]:
+                line = text.count("\n", 0, match.start("code")) + 1
+                found.append((f"{page.name}:{line}", match["code"]))
+    return found
+
+
+BLOCKS = blocks()
+
+
+@pytest.mark.parametrize("code", [code for _, code in BLOCKS], ids=[name for name, _ in BLOCKS])
+def test_python_block_runs(code: str, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "WANDB_MODE": "offline", "MPLBACKEND": "agg"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def test_the_readme_has_a_block_to_run() -> None:
+    assert any(name.startswith("README.md") for name, _ in BLOCKS)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_commands_in_the_pages_exist(page: Path) -> None:
+    known = {command.name for command in COMMANDS}
+    text = page.read_text()
+    for word in re.findall(r"^\$ reco ([a-z]+)", text, re.MULTILINE):
+        assert word in known
+    for name in re.findall(r"recipe:([a-z0-9_]+)", text):
+        recipe_path(f"recipe:{name}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_between_files_hold(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?://|#)([^)#\s]+)", page.read_text()):
+        assert (page.parent / target).exists(), target

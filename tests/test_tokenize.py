@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From video files to token shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning.pytorch as L
+import numpy as np
+import pytest
+import torch
+
+from reco_lightning.data.tokens import ClipSource, TokenShards
+from reco_lightning.data.video_folder import VideoFolder
+from reco_lightning.media import write_video
+from reco_lightning.tokenize import pick_device, tokenize_folder
+from reco_lightning.tokenizers.base import fingerprint, to_unit_range
+from reco_lightning.tokenizers.vqvae import VQVAE
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    """Keeps scans out of the user's cache folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def videos(tmp_path):
+    random = np.random.default_rng(0)
+    for name, frames in (("a/one.mp4", 14), ("a/two.mp4", 9), ("b/three.mp4", 23)):
+        write_video(tmp_path / "videos" / name, random.integers(0, 256, (frames, 48, 64, 3), np.uint8))
+    return tmp_path / "videos"
+
+
+def tokenizer():
+    torch.manual_seed(0)
+    return VQVAE(codebook_size=32, width=8)
+
+
+def run(videos, output, **options):
+    options = {"tokenizer": tokenizer(), "frames": 5, "size": 32, "progress": False, "device": "cpu", **options}
+    return tokenize_folder(videos=str(videos), output=str(output), **options)
+
+
+def test_every_clip_is_tokenised_with_its_label_and_origin(videos, tmp_path):
+    net = tokenizer().train()
+    path = run(videos, tmp_path / "tokens", tokenizer=net, batch_size=3, shard_size=4)
+    assert path == tmp_path / "tokens"
+    assert net.training
+    shards = TokenShards(path)
+    folder = VideoFolder(videos, frames=5, size=32)
+    assert len(shards) == len(folder) == 2 + 1 + 4
+    for index, clip in enumerate(folder.clips):
+        ids = net.encode(to_unit_range(folder[index]["video"][None]))
+        assert torch.equal(shards[index]["tokens"], ids.flatten())
+        assert shards[index]["label"] == clip.label
+        name = str(Path(clip.path).relative_to(videos))
+        assert shards.source(index) == ClipSource(name, clip.start, clip.start + 5, 1)
+    manifest = shards.manifest
+    assert (manifest.classes, manifest.grid, manifest.vocab_size) == (("a", "b"), (2, 4, 4), 32)
+    assert (manifest.tokenizer, manifest.tokenizer_sha256) == ("VQVAE", fingerprint(net))
+    assert manifest.video == {"frames": 5, "stride": 1, "size": [32, 32], "resize": "short_side_crop"}
+
+
+def test_stride_step_size_and_workers(videos, tmp_path):
+    path = run(videos, tmp_path / "tokens", stride=2, clip_step=4, size=(32, 48), resize="squash", num_workers=1)
+    shards = TokenShards(path)
+    assert shards.grid == (2, 4, 6)
+    assert [shards.source(index)[:3] for index in range(3)] == [
+        ("a/one.mp4", 0, 9),
+        ("a/one.mp4", 4, 13),
+        ("a/two.mp4", 0, 9),
+    ]
+
+
+def test_summary_and_files_left_out(videos, tmp_path, capsys):
+    (videos / "b" / "broken.mp4").write_bytes(b"no video")
+    with pytest.warns(UserWarning, match="1 of 4 videos"):
+        path = run(videos, tmp_path / "tokens", progress=True)
+    output = capsys.readouterr()
+    assert f"Wrote 7 clips of 2 x 4 x 4 tokens (ids below 32) from 3 videos in 2 class(es) to {path}." in output.out
+    assert "Left out 1 video(s):\n  b/broken.mp4: " in output.out
+    assert "Tokenising" in output.err
+
+
+def test_clips_of_a_file_that_goes_bad_are_not_replaced_by_copies_of_others(videos, tmp_path, monkeypatch, capsys):
+    original = VideoFolder.__init__
+
+    def scan_then_break(self, *args, **options):
+        original(self, *args, **options)
+        (videos / "a" / "one.mp4").write_bytes(b"no longer a video")
+
+    monkeypatch.setattr(VideoFolder, "__init__", scan_then_break)
+    with pytest.warns(UserWarning, match=r"one.mp4"):
+        shards = TokenShards(run(videos, tmp_path / "tokens", progress=True))
+    assert [shards.source(index).path for index in range(len(shards))] == ["a/two.mp4"] + ["b/three.mp4"] * 4
+    assert "Left out 2 clip(s) of videos that could be scanned but not read again" in capsys.readouterr().out
+
+
+def test_a_checkpoint_will_do(videos, tmp_path):
+    trainer = L.Trainer(
+        accelerator="cpu", max_steps=0, logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    net = tokenizer()
+    trainer.strategy.connect(net)
+    trainer.save_checkpoint(tmp_path / "net.ckpt", weights_only=True)
+    shards = TokenShards(run(videos, tmp_path / "tokens", tokenizer=str(tmp_path / "net.ckpt")))
+    assert shards.manifest.tokenizer == "VQVAE net.ckpt"
+    assert shards.manifest.tokenizer_sha256 == fingerprint(net)
+
+
+def test_any_tokenizer_will_do(videos, tmp_path):
+    class Own:
+        codebook_size, temporal_stride, spatial_stride, frame_aligned = 2, 4, 16, True
+
+        def grid(self, frames, height, width):
+            return 2, height // 16, width // 16
+
+        def encode(self, video):
+            return torch.ones(len(video), 2, 2, 2, dtype=torch.int64)
+
+        def decode(self, ids, *, clamp=False): ...
+
+    shards = TokenShards(run(videos, tmp_path / "tokens", tokenizer=Own()))
+    assert (shards.manifest.tokenizer, shards.manifest.tokenizer_sha256) == ("Own", "")
+    assert shards[0]["tokens"].tolist() == [1] * 8
+
+
+def test_errors_come_before_the_work_and_leave_nothing(videos, tmp_path, monkeypatch):
+    output = tmp_path / "tokens"
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        run(videos, output, batch_size=0)
+    with pytest.raises(ValueError, match=r"frames must be 1 \+ a multiple of 4 .*, got 6"):
+        run(videos, output, frames=6)
+    with pytest.raises(ValueError, match="height must be a multiple of 8 pixels, got 36"):
+        run(videos, output, size=36)
+    with pytest.raises(
+        ValueError, match="tokenizer must be a checkpoint or have the members of VideoTokenizer, got a Linear"
+    ):
+        run(videos, output, tokenizer=torch.nn.Linear(1, 1))
+    assert not output.exists()
+    run(videos, output)
+    with monkeypatch.context() as patch:
+        patch.setattr(VideoFolder, "__init__", lambda *_, **__: pytest.fail("scanned first"))
+        with pytest.raises(ValueError, match="folder must not hold token shards yet"):
+            run(videos, output)
+    run(videos, output, overwrite=True)
+
+
+def test_a_failure_half_way_leaves_nothing(videos, tmp_path, monkeypatch):
+    net = tokenizer().train()
+    calls = iter([0, 1])
+    encode = net.encode
+    monkeypatch.setattr(net, "encode", lambda video: encode(video) if next(calls) == 0 else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(videos, tmp_path / "tokens", tokenizer=net, batch_size=2, shard_size=1)
+    assert list((tmp_path / "tokens").iterdir()) == []
+    assert net.training
+
+
+def test_device():
+    assert pick_device("cpu").type == "cpu"
+    assert pick_device("auto").type in ("cpu", "cuda", "mps")
