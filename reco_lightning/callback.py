@@ -44,7 +44,8 @@ class ReCoCallback(pl.Callback):
             states are constants, their keys and values train the projections), ``"attached"`` (trained through) or
             ``"dropped"`` (fewer frames: the window is a sequence of its own).
         windows_per_batch: Groups of the batch with a window each, 1 or more; 1 is the paper.
-        engine: ``"auto"`` or ``"frozen"``.
+        engine: ``"auto"``, which takes the first of ``"frozen"``, ``"cache"``, ``"prefix"`` and ``"masked"`` that is
+            proved on the first batch (in a resumed run the one that was trained with), or the name of one.
         network: Name of the network inside the module, where several hold blocks.
         blocks: Name of the ``ModuleList`` or ``Sequential`` of blocks, where it is not found.
         head: Name of the module that makes the logits, where it is not found.
@@ -68,7 +69,7 @@ class ReCoCallback(pl.Callback):
         continuity_norm: ContinuityNorm = "mean",
         context: Context = "frozen",
         windows_per_batch: int = 1,
-        engine: Literal["auto", "frozen"] = "auto",
+        engine: Literal["auto", "frozen", "cache", "prefix", "masked"] = "auto",
         network: str | None = None,
         blocks: str | None = None,
         head: str | None = None,
@@ -183,7 +184,7 @@ class ReCoCallback(pl.Callback):
             hints=self.hints,
             context=self.context,
             windows_per_batch=self.windows_per_batch,
-            engine=self.engine,
+            engine=self.engine if self._choice is None or self.engine != "auto" else self._choice["engine"],
             verify=self.verify,
         )
 

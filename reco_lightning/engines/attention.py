@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
-__all__ = ["causal_bias", "join_context"]
+__all__ = ["causal_bias", "join_context", "multi_head_attention"]
 
 
 def causal_bias(rows: int, keys: int, device: torch.device) -> torch.Tensor:
@@ -66,3 +71,66 @@ def join_context(
     return scaled_dot_product_attention(
         query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, scale=scale, enable_gqa=enable_gqa
     )
+
+
+def multi_head_attention(  # noqa: D417 - the rest is torch's
+    attention: Callable[..., torch.Tensor],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    embed_dim_to_check: int,
+    num_heads: int,
+    in_proj_weight: torch.Tensor | None,
+    in_proj_bias: torch.Tensor | None,
+    bias_k: torch.Tensor | None,
+    bias_v: torch.Tensor | None,
+    add_zero_attn: bool,
+    dropout_p: float,
+    out_proj_weight: torch.Tensor,
+    out_proj_bias: torch.Tensor | None,
+    training: bool = True,
+    key_padding_mask: torch.Tensor | None = None,
+    need_weights: bool = True,
+    attn_mask: torch.Tensor | None = None,
+    use_separate_proj_weight: bool = False,
+    q_proj_weight: torch.Tensor | None = None,
+    k_proj_weight: torch.Tensor | None = None,
+    v_proj_weight: torch.Tensor | None = None,
+    is_causal: bool = False,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """``torch.nn.functional.multi_head_attention_forward`` with its attention handed to a function.
+
+    Args:
+        attention: Called as ``scaled_dot_product_attention`` is; all other arguments are those of torch.
+
+    Returns:
+        The output (T, B, D), and ``None`` in place of attention weights.
+
+    Raises:
+        ValueError: If the call uses a padding mask, learned extra keys or other things that windows do not serve.
+    """
+    if key_padding_mask is not None or bias_k is not None or bias_v is not None or add_zero_attn or query.ndim != 3:
+        raise ValueError(
+            "nn.MultiheadAttention with key_padding_mask, add_bias_kv, add_zero_attn or unbatched input is not run on "
+            "windows; put the padding into attn_mask (B * heads, T, T)"
+        )
+    if not use_separate_proj_weight and query is key is value:
+        assert in_proj_weight is not None
+        parts: Any = F.linear(query, in_proj_weight, in_proj_bias).chunk(3, dim=-1)
+    else:
+        weights: Any = (q_proj_weight, k_proj_weight, v_proj_weight)
+        if in_proj_weight is not None:
+            weights = in_proj_weight.chunk(3)
+        biases: Any = (None, None, None) if in_proj_bias is None else in_proj_bias.chunk(3)
+        parts = map(F.linear, (query, key, value), weights, biases)
+    heads = [rearrange(part, "t b (h e) -> b h t e", h=num_heads) for part in parts]
+    if is_causal:
+        attn_mask = None
+    elif attn_mask is not None and attn_mask.ndim == 3:
+        attn_mask = rearrange(attn_mask, "(b h) t s -> b h t s", h=num_heads)
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = ~attn_mask  # here True forbids
+    output = attention(*heads, attn_mask=attn_mask, dropout_p=dropout_p if training else 0.0, is_causal=is_causal)
+    output = rearrange(output, "b h t e -> t b (h e)")
+    return F.linear(output, out_proj_weight, out_proj_bias), None

@@ -9,28 +9,33 @@ window's rows alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from reco_lightning.engines.attention import join_context
 from reco_lightning.engines.base import Context, Group, WindowOutput, split_batch
-from reco_lightning.engines.interception import FunctionTap, PatchedMethod
-from reco_lightning.engines.slicing import cut_call, map_hidden, pack, take_hidden
+from reco_lightning.engines.interception import PatchedMethod
+from reco_lightning.engines.joining import AttentionJoint, AttentionReachedError, Joint, KeptKeys
+from reco_lightning.engines.mingpt import MinGPTAttention, is_mingpt_attention
+from reco_lightning.engines.slicing import (
+    checkpoints_itself,
+    cut_call,
+    map_hidden,
+    pack,
+    replace_arguments,
+    take_hidden,
+)
 from reco_lightning.windows import Window
 
-__all__ = ["FrozenEngine", "checkpoints_itself", "place_rows"]
-
-
-class _AttentionReachedError(Exception):
-    """Ends the context pass of the last block where its keys and values are known."""
+__all__ = ["FrozenEngine", "place_rows"]
 
 
 def place_rows(logits: torch.Tensor, groups: Sequence[Group], rows: int) -> torch.Tensor:
@@ -55,11 +60,6 @@ def place_rows(logits: torch.Tensor, groups: Sequence[Group], rows: int) -> torc
         part = logits[group.samples, :length]
         parts.append(F.pad(part, (0, 0, group.loss_start, rows - group.stop), value=float("nan")))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def checkpoints_itself(block: nn.Module) -> bool:
-    """Whether a block is one of transformers' layers with ``gradient_checkpointing_enable()`` called on its network."""
-    return bool(getattr(block, "gradient_checkpointing", False))
 
 
 @dataclass
@@ -97,9 +97,10 @@ class FrozenEngine:
             the projections that make them) or ``"attached"`` (the context is trained through).
         recompute: Whether blocks are run again in the backward pass (activation checkpointing): the context's states
             are then kept until the step ends.
+        joint: How context keys and values reach the window's attention; through scaled dot-product attention by
+            default.
+        name: What the engine is called in reports.
     """
-
-    name = "frozen"
 
     def __init__(
         self,
@@ -110,13 +111,20 @@ class FrozenEngine:
         tail: int,
         context: Context = "frozen",
         recompute: bool = False,
+        joint: Joint | None = None,
+        name: str = "frozen",
     ) -> None:
+        self.name = name
         self.tokens = tokens
         self.tail = tail
         self.context = context
         self.recompute = recompute or any(checkpoints_itself(block) for block in blocks)
         self.last = len(blocks) - 1
         self._blocks = list(blocks)
+        self._joint = joint or AttentionJoint()
+        self._adapted = [
+            [MinGPTAttention(part) for part in block.modules() if is_mingpt_attention(part)] for block in blocks
+        ]
         self._patches = [
             PatchedMethod(block, "forward", partial(self._block, index)) for index, block in enumerate(blocks)
         ]
@@ -129,10 +137,14 @@ class FrozenEngine:
         """Replaces the forwards of the blocks and the head."""
         for patch in self._patches:
             patch.install()
+        for attention in chain(*self._adapted):
+            attention.install()
 
     def remove(self) -> None:
         """Restores them."""
         self.disarm()
+        for attention in chain(*self._adapted):
+            attention.remove()
         for patch in reversed(self._patches):
             patch.remove()
 
@@ -217,18 +229,25 @@ class FrozenEngine:
             context = run.take_context(index, number, keep=self.recompute) if first else hidden[:0]
         samples = group.samples if len(run.groups) > 1 else None
 
-        def call(states: torch.Tensor, start: int, stop: int) -> Any:
+        def call(states: torch.Tensor, start: int, stop: int, **changed: Any) -> Any:
             cut = cut_call(
                 args, kwargs, states, start=start, stop=stop, rows=run.rows, samples=samples, batch=run.batch
             )
-            return original(*cut[0], **cut[1])
+            cut = replace_arguments(original, *cut, changed)
+            with self._adapted_from(index, start):
+                return original(*cut[0], **cut[1])
 
-        kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+        enough = run.attentions if index == self.last and not torch.compiler.is_compiling() else None
+        kept = KeptKeys(first, enough)
         if first:
-            passed = self._context_pass(index, partial(call, context, 0, first), first, kept)
+            passed = self._context_pass(partial(call, context, 0, first), kept)
+            if run.attentions is None:
+                run.attentions = len(kept.pairs)
             if passed is not None:
                 run.contexts[index + 1, number] = passed.detach()
-        output = self._window_pass(partial(call, window, first, group.stop), first, group.stop - first, kept)
+            output = self._joint.run_window(partial(call, window, first, group.stop), kept, group.stop - first)
+        else:
+            output = call(window, first, group.stop)
         if index == self.last:
             # What stands between blocks and head, and may count on T rows, gets T rows.
             before, after = group.loss_start, run.rows - group.stop
@@ -237,55 +256,29 @@ class FrozenEngine:
             )
         return output
 
-    def _context_pass(
-        self, index: int, call: Callable[[], Any], rows: int, kept: list[tuple[torch.Tensor, torch.Tensor]]
-    ) -> torch.Tensor | None:
-        run = self._run
-        assert run is not None
-        enough = run.attentions if index == self.last and not torch.compiler.is_compiling() else None
+    @contextmanager
+    def _adapted_from(self, index: int, start: int) -> Iterator[None]:
+        for attention in self._adapted[index]:
+            attention.start = start
+        try:
+            yield
+        finally:
+            for attention in self._adapted[index]:
+                attention.start = None
 
-        def record(
-            query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
-        ) -> torch.Tensor:
-            if query.shape[-2] == key.shape[-2] == rows:
-                kept.append((key, value))
-                torch.set_grad_enabled(False)  # with "keys" the projections train, and nothing behind them
-                if len(kept) == enough:
-                    raise _AttentionReachedError
-            return scaled_dot_product_attention(query, key, value, *args, **kwargs)
-
+    def _context_pass(self, call: Callable[..., Any], kept: KeptKeys) -> torch.Tensor | None:
         trains_keys = self.context == "keys" and torch.is_grad_enabled()
         # Autocast would hand the window the copies of weights that it made here without a graph: they would not train.
         cache = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(False)
         try:
-            with torch.set_grad_enabled(trains_keys), FunctionTap({scaled_dot_product_attention: record}):
-                output = call()
-        except _AttentionReachedError:
+            with torch.set_grad_enabled(trains_keys):
+                output = self._joint.run_context(call, kept)
+        except AttentionReachedError:
             return None
         finally:
             torch.set_autocast_cache_enabled(cache)
-        if run.attentions is None:
-            run.attentions = len(kept)
         return take_hidden((output,) if isinstance(output, torch.Tensor) else tuple(output), {})
-
-    def _window_pass(
-        self, call: Callable[[], Any], first: int, rows: int, kept: list[tuple[torch.Tensor, torch.Tensor]]
-    ) -> Any:
-        if not first:
-            return call()
-        waiting = iter(kept)
-
-        def attend(
-            query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
-        ) -> torch.Tensor:
-            if query.shape[-2] == rows and key.shape[-2] in (rows, first + rows):
-                context = next(waiting) if key.shape[-2] == rows else None
-                return join_context(query, key, value, context, *args, **kwargs)
-            return scaled_dot_product_attention(query, key, value, *args, **kwargs)
-
-        with FunctionTap({scaled_dot_product_attention: attend}):
-            return call()
 
     def _head(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         run = self._run

@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping
 from types import MethodType
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
+
+from reco_lightning.engines.attention import multi_head_attention
 
 __all__ = ["FunctionTap", "PatchedMethod"]
 
@@ -118,27 +119,7 @@ class FunctionTap(TorchFunctionMode):
         handler = self.handlers.get(func)
         if handler is not None:
             return handler(*args, **(kwargs or {}))
-        if func is F.multi_head_attention_forward and scaled_dot_product_attention in self.handlers:
-            return self._multi_head_attention(*args, **(kwargs or {}))
+        attention = self.handlers.get(scaled_dot_product_attention)
+        if attention is not None and func is F.multi_head_attention_forward:
+            return multi_head_attention(attention, *args, **(kwargs or {}))  # torch runs its body with the tap off
         return func(*args, **(kwargs or {}))
-
-    def _multi_head_attention(self, query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        mask = kwargs.get("attn_mask")
-        if mask is not None and mask.shape[-1] > key.shape[0]:
-            kwargs["attn_mask"] = mask[..., -key.shape[0] :]  # torch wants the mask of the keys that it is given itself
-        # torch runs this function's body with the mode off, so the attention call in it is reached by its global name.
-        before = F.scaled_dot_product_attention  # torch's own, or that of the tap entered after this one
-
-        def tapped(*args: Any, **kwargs: Any) -> Any:
-            F.scaled_dot_product_attention = before
-            try:
-                with self:
-                    return before(*args, **kwargs)
-            finally:
-                F.scaled_dot_product_attention = tapped
-
-        F.scaled_dot_product_attention = tapped
-        try:
-            return F.multi_head_attention_forward(query, key, *args, **kwargs)
-        finally:
-            F.scaled_dot_product_attention = before

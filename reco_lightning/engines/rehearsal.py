@@ -20,7 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from reco_lightning.cross_entropy import loss_rows
 from reco_lightning.engines.interception import PatchedMethod
 from reco_lightning.engines.sandbox import Sandbox, StepEndedError
-from reco_lightning.engines.slicing import map_hidden, take_hidden
+from reco_lightning.engines.slicing import checkpoints_itself, map_hidden, take_hidden
 
 __all__ = ["Hints", "Trace", "block_stacks", "rehearse"]
 
@@ -56,6 +56,9 @@ class Trace:
         call: Which call of ``F.cross_entropy`` in the step is the network's, counted from 0.
         attention: Whether every block called ``F.scaled_dot_product_attention``.
         recomputed: Whether the blocks run under activation checkpointing.
+        recomputes_parts: Whether the blocks checkpoint their attention inside themselves.
+        unmasked: Whether a call of ``F.scaled_dot_product_attention`` in the blocks was neither causal nor masked.
+        flat: Whether the blocks' states are (B, T, D), and not of more dimensions.
         logits: The cross-entropy's input in the plain step.
         hidden: The states that the head read, (B, T, D).
     """
@@ -69,6 +72,9 @@ class Trace:
     call: int
     attention: bool
     recomputed: bool
+    recomputes_parts: bool
+    unmasked: bool
+    flat: bool
     logits: torch.Tensor
     hidden: torch.Tensor
 
@@ -105,6 +111,8 @@ class _Stack:
     shape: torch.Size | None = None
     problem: str | None = None
     recomputed: bool = False
+    recomputes_parts: bool = False
+    unmasked: bool = False
 
 
 @dataclass
@@ -158,7 +166,7 @@ class _Recorder:
 
     def _leave(self, name: str, part: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
-        if self.finished and tensors and isinstance(output, torch.Tensor) and output.requires_grad and output.ndim == 3:
+        if self.finished and tensors and isinstance(output, torch.Tensor) and output.requires_grad and output.ndim >= 3:
             self.records.append(_Record(self.finished, name, part, tensors[0], output))
 
     def _block(self, stack: _Stack, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -166,16 +174,19 @@ class _Recorder:
         if not torch.is_grad_enabled() and not hidden.requires_grad:
             return original(*args, **kwargs)
         stack.calls.append(index)
-        stack.recomputed = stack.recomputed or _under_checkpoint()
+        outside = _under_checkpoint()
+        stack.recomputed = stack.recomputed or outside
         seen = _AttentionSeen()
         with torch.no_grad(), seen:
             output = original(*args, **kwargs)
         if seen.count:
             stack.attentions.add(index)
+        stack.unmasked = stack.unmasked or seen.unmasked
+        stack.recomputes_parts = stack.recomputes_parts or (seen.checkpointed and not outside)
         if index < len(stack.blocks) - 1:
             return output
 
-        if hidden.ndim != 3:
+        if hidden.ndim < 3:
             stack.problem = f"its blocks take states of the shape {tuple(hidden.shape)}, and not (B, T, D)"
         stack.shape, self.finished = hidden.shape, stack
         # What follows is watched with a graph of its own, which ends here.
@@ -202,7 +213,7 @@ class _Recorder:
         if stack.problem:
             self.problems.append(f"the blocks '{stack.name}' feed the loss, but {stack.problem}")
             return
-        _, rows, width = stack.shape
+        rows, width = stack.shape[1:-1].numel(), stack.shape[-1]
         classes = logits.shape[-1] if logits.ndim == 2 else logits.shape[1]
         head = self._find_head(reached, classes)
         if head is None:
@@ -211,10 +222,10 @@ class _Recorder:
                 f"{[record.name for record in reached] or 'none'}; set head= to the module that makes the logits"
             )
             return
-        if head.states.shape[1] != rows:
+        if head.states.shape[1:-1].numel() != rows:
             self.problems.append(
-                f"the head '{head.name}' reads {head.states.shape[1]} rows, the blocks '{stack.name}' have {rows}; "
-                "rows must be cut after the head, not between blocks and head"
+                f"the head '{head.name}' reads {head.states.shape[1:-1].numel()} rows, the blocks '{stack.name}' have "
+                f"{rows}; rows must be cut after the head, not between blocks and head"
             )
             return
         self._align(call, stack, head, logits, target, ignore_index)
@@ -237,7 +248,7 @@ class _Recorder:
         self, call: int, stack: _Stack, head: _Record, logits: torch.Tensor, target: torch.Tensor, ignore_index: int
     ) -> None:
         assert stack.shape is not None
-        batch, rows = stack.shape[:2]
+        batch, rows = stack.shape[0], stack.shape[1:-1].numel()
         try:
             length = loss_rows(logits, target, batch)
         except ValueError as error:
@@ -272,8 +283,11 @@ class _Recorder:
             call=call,
             attention=len(stack.attentions) == len(stack.blocks),
             recomputed=stack.recomputed,
+            recomputes_parts=stack.recomputes_parts and not any(map(checkpoints_itself, stack.blocks)),
+            unmasked=stack.unmasked,
+            flat=len(stack.shape) == 3,
             logits=logits.detach(),
-            hidden=head.states.detach(),
+            hidden=head.states.detach().flatten(1, -2),
         )
 
     def _check_tokens(self, rows: int, tail: int, counted: int) -> None:
@@ -296,13 +310,30 @@ class _AttentionSeen(torch.overrides.TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
+        self.checkpointed = False
+        self.unmasked = False
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in (scaled_dot_product_attention, F.multi_head_attention_forward):
             self.count += 1
+            self.checkpointed = self.checkpointed or _under_checkpoint()
+        if func is scaled_dot_product_attention:
+            self.unmasked = self.unmasked or _is_unmasked(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def _is_unmasked(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **kwargs: Any,
+) -> bool:
+    return attn_mask is None and not is_causal and query.shape[-2] == key.shape[-2] > 1
 
 
 def _under_checkpoint() -> bool:
@@ -335,7 +366,7 @@ def _places(logits: torch.Tensor, source: torch.Tensor, batch: int, length: int)
         (batch // 2, length // 5),
     }:
         (gradient,) = torch.autograd.grad(view[sample, row].sum(), source, retain_graph=True)
-        touched = gradient.abs().amax(dim=-1).nonzero().tolist()
+        touched = gradient.abs().amax(dim=-1).flatten(1).nonzero().tolist()
         place = touched[0][1] if len(touched) == 1 and touched[0][0] == sample else -(len(places) + 2) * length
         places.append((sample, row, place))
     return sorted(places)

@@ -93,7 +93,8 @@ class Sandbox:
         }
         for dropout in (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout):
             taps[dropout] = _no_dropout
-        with self._restored(), FunctionTap(taps):
+        # compiled parts run as they were written: a watch cannot be traced, and would be compiled for one run
+        with self._restored(), torch.compiler.set_stance("force_eager"), FunctionTap(taps):
             try:
                 self.step()
             except StepEndedError:

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,19 +12,35 @@ import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
 
 from reco_lightning.cross_entropy import select_rows
 from reco_lightning.engines.base import Context, Engine
+from reco_lightning.engines.detached import DetachedEngine
 from reco_lightning.engines.dropped import DroppedEngine
 from reco_lightning.engines.frozen import FrozenEngine
+from reco_lightning.engines.joining import CACHE_ARGUMENT, AttentionJoint, CacheJoint, Joint
+from reco_lightning.engines.mingpt import is_mingpt_attention
 from reco_lightning.engines.rehearsal import Hints, Trace, block_stacks, rehearse
 from reco_lightning.engines.sandbox import Sandbox, StepEndedError
 from reco_lightning.windows import Window, WindowSampler
 
 __all__ = ["ENGINES", "Selection", "build_engine", "prove", "select_engine"]
 
-ENGINES = ("frozen",)
+ENGINES = ("frozen", "cache", "prefix", "masked")
 """The engines in the order in which they are tried."""
+
+GRADIENTS = {
+    "prefix": (
+        "the context's states are detached between blocks, its keys and values still train their projections; what "
+        "lies behind the window is not run, the context costs what it does in the plain step"
+    ),
+    "masked": (
+        "all rows are run; the context's states are detached between blocks, its keys and values still train their "
+        "projections; only the head's work on other rows is saved"
+    ),
+}
+"""What an engine that does not freeze the context whole leaves of gradients and costs."""
 
 
 @dataclass(frozen=True)
@@ -44,30 +61,60 @@ class Selection:
     report: str
 
 
-def build_engine(module: pl.LightningModule, trace: Trace, *, tokens: int, context: Context) -> Engine:
-    """Builds the engine that fits what the rehearsal found.
+def build_engine(module: pl.LightningModule, trace: Trace, name: str, *, tokens: int, context: Context) -> Engine:
+    """Builds an engine for what the rehearsal found.
 
     Args:
         module: The LightningModule.
         trace: What the rehearsal found.
+        name: One of ``ENGINES``, or ``"dropped"``.
         tokens: N, video tokens of a sample.
         context: What the context is to the window.
 
     Raises:
-        MisconfigurationException: If no engine runs the network with this context.
+        MisconfigurationException: If the engine does not run such blocks; the text says why.
     """
     blocks = block_stacks(module)[trace.blocks]
     head = module.get_submodule(trace.head)
-    if context == "dropped":
+    kind = f"the blocks '{trace.blocks}' ({type(blocks[0]).__name__})"
+    if name == "dropped":
         network = module.get_submodule(trace.network)
         return DroppedEngine(network, head, tokens=tokens, tail=trace.tail, rows=trace.rows)
-    if context != "attached" and not trace.attention:
+    if name == "masked":
+        return DetachedEngine(blocks, head, tokens=tokens, tail=trace.tail, context=context, fixed_length=True)
+    if not trace.flat:
+        raise MisconfigurationException(f"{kind} take states of more dimensions than (B, T, D), which cannot be cut")
+    if name == "prefix":
+        return DetachedEngine(blocks, head, tokens=tokens, tail=trace.tail, context=context, fixed_length=False)
+    joint: Joint = AttentionJoint()
+    if name == "cache":
+        if any(CACHE_ARGUMENT not in inspect.signature(block.forward).parameters for block in blocks):
+            raise MisconfigurationException(f"{kind} take no {CACHE_ARGUMENT}, as layers of transformers do")
+        joint = CacheJoint()
+    elif trace.recomputes_parts:
         raise MisconfigurationException(
-            f"the blocks '{trace.blocks}' ({type(blocks[0]).__name__}) attend without "
-            "torch.nn.functional.scaled_dot_product_attention, which the engine 'frozen' needs; let them attend by "
-            "it (with transformers: attn_implementation='sdpa'), or set context='attached'"
+            f"{kind} checkpoint their attention inside themselves, where a recomputation would not see the window; "
+            "checkpoint whole blocks"
         )
-    return FrozenEngine(blocks, head, tokens=tokens, tail=trace.tail, context=context, recompute=trace.recomputed)
+    elif context != "attached" and not trace.attention and not all(map(_has_mingpt_attention, blocks)):
+        raise MisconfigurationException(
+            f"{kind} attend without torch.nn.functional.scaled_dot_product_attention; let them attend by it (with "
+            "transformers: attn_implementation='sdpa')"
+        )
+    return FrozenEngine(
+        blocks,
+        head,
+        tokens=tokens,
+        tail=trace.tail,
+        context=context,
+        recompute=trace.recomputed,
+        joint=joint,
+        name=name,
+    )
+
+
+def _has_mingpt_attention(block: nn.Module) -> bool:
+    return any(map(is_mingpt_attention, block.modules()))
 
 
 def prove(
@@ -151,11 +198,16 @@ def _compare(engine: Engine, trace: Trace, logits: torch.Tensor, target: torch.T
         error = max(error, _difference(hidden, states), _difference(single, plain))
     allowed = 1e-3 if logits.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled() else 5e-2
     if not error <= allowed:
+        cause = (
+            f"attention in the blocks '{trace.blocks}' is not causal: scaled_dot_product_attention is called with "
+            "neither is_causal nor attn_mask, so a row sees later rows"
+            if trace.unmasked
+            else f"something in the blocks '{trace.blocks}' lets a row see later rows (a mask that is not causal, "
+            "pooling or normalisation over time), or mixes rows outside attention"
+        )
         raise MisconfigurationException(
             f"on {names} the windowed states differ from the plain ones by {error:.1e} of the largest state, where "
-            f"{allowed:.0e} is allowed: something in the blocks '{trace.blocks}' lets a row see later rows (attention "
-            "that is not causal), or mixes rows outside attention; such a network cannot be windowed by the engine "
-            f"'{engine.name}'"
+            f"{allowed:.0e} is allowed: {cause}"
         )
     return error
 
@@ -180,7 +232,7 @@ def select_engine(
     engine: str = "auto",
     verify: bool = True,
 ) -> Selection:
-    """Finds blocks, head and rows, picks an engine, and proves it on the first and the last window.
+    """Finds blocks, head and rows, picks an engine, and proves it on the first, the second and the last window.
 
     Args:
         module: The LightningModule.
@@ -189,7 +241,7 @@ def select_engine(
         hints: What the user names.
         context: What the context is to the window.
         windows_per_batch: Groups of the batch; above 1 a run with groups is proved too.
-        engine: ``"auto"`` or the name of an engine.
+        engine: ``"auto"``, the first of ``ENGINES`` that passes, or the name of one.
         verify: Whether to prove the choice.
 
     Returns:
@@ -199,29 +251,57 @@ def select_engine(
         MisconfigurationException: If nothing fits; nothing has been changed then.
     """
     trace, sandbox = rehearse(module, step, tokens=sampler.tokens, hints=hints)
-    chosen = build_engine(module, trace, tokens=sampler.tokens, context=context)
-    if engine not in ("auto", chosen.name):
-        raise MisconfigurationException(
-            f"engine={engine!r} cannot serve context={context!r}, which runs on '{chosen.name}'; set engine='auto'"
-        )
-    error = None
-    if verify:
-        windows = sampler.windows
-        runs = [[windows[index]] for index in sorted({0, len(windows) - 1})]
-        if windows_per_batch > 1:
-            runs.append([windows[group * len(windows) // windows_per_batch] for group in range(windows_per_batch)])
-        chosen.install()
+    names = ("dropped",) if context == "dropped" else ENGINES
+    if engine != "auto":
+        if engine not in names:
+            raise MisconfigurationException(
+                f"engine={engine!r} cannot serve context={context!r}, which runs on {names[0]!r}; set engine='auto'"
+            )
+        names = (engine,)
+    windows = sampler.windows
+    runs = [[windows[index]] for index in sorted({0, min(1, len(windows) - 1), len(windows) - 1})]
+    if windows_per_batch > 1:
+        runs.append([windows[group * len(windows) // windows_per_batch] for group in range(windows_per_batch)])
+    failures: dict[str, str] = {}
+    for name in names:
         try:
-            error = prove(chosen, trace, sandbox, runs, exact=context != "dropped")
-        finally:
-            chosen.remove()
-    network = trace.network or type(module).__name__
-    compared = "first window equals" if context == "dropped" else "first and last window equal"
-    proof = "not verified" if error is None else f"{compared} the plain forward to {error:.0e}"
-    report = (
-        f"engine '{chosen.name}', context '{context}', on network '{network}': "
-        f"{len(block_stacks(module)[trace.blocks])} blocks "
-        f"'{trace.blocks}', head '{trace.head}', {trace.prefix(sampler.tokens)} prefix rows + {sampler.tokens} video "
-        f"tokens; {proof}"
-    )
-    return Selection(chosen, trace, error, report)
+            chosen = build_engine(module, trace, name, tokens=sampler.tokens, context=context)
+            error = _proved(chosen, trace, sandbox, runs, exact=context != "dropped") if verify else None
+        except MisconfigurationException as failure:
+            failures[name] = str(failure)
+            continue
+        report = _report(module, trace, chosen, sampler, context=context, error=error, failures=failures)
+        return Selection(chosen, trace, error, report)
+    reasons = "".join(f"\n- {name}: {failure}" for name, failure in failures.items())
+    raise MisconfigurationException(f"{type(module).__name__} cannot be windowed exactly by any engine:{reasons}")
+
+
+def _proved(engine: Engine, trace: Trace, sandbox: Sandbox, runs: Sequence[Sequence[Window]], *, exact: bool) -> float:
+    engine.install()
+    try:
+        return prove(engine, trace, sandbox, runs, exact=exact)
+    finally:
+        engine.remove()
+
+
+def _report(
+    module: pl.LightningModule,
+    trace: Trace,
+    engine: Engine,
+    sampler: WindowSampler,
+    *,
+    context: Context,
+    error: float | None,
+    failures: Mapping[str, str],
+) -> str:
+    compared = "first window equals" if context == "dropped" else "first, second and last window equal"
+    notes = [
+        f"engine '{engine.name}', context '{context}', on network '{trace.network or type(module).__name__}': "
+        f"{len(block_stacks(module)[trace.blocks])} blocks '{trace.blocks}', head '{trace.head}', "
+        f"{trace.prefix(sampler.tokens)} prefix rows + {sampler.tokens} video tokens",
+        "not verified" if error is None else f"{compared} the plain forward to {error:.0e}",
+    ]
+    if engine.name in GRADIENTS and context != "attached":
+        notes.append(GRADIENTS[engine.name])
+        notes += [f"not '{name}', since {failure}" for name, failure in failures.items()]
+    return "; ".join(notes)

@@ -6,13 +6,21 @@ Used by the engines, which run a block on its context's rows and on its window's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-__all__ = ["cut_call", "cut_tensor", "map_hidden", "pack", "take_hidden"]
+__all__ = ["checkpoints_itself", "cut_call", "cut_tensor", "map_hidden", "pack", "replace_arguments", "take_hidden"]
+
+
+def checkpoints_itself(block: nn.Module) -> bool:
+    """Whether a block is one of transformers' layers with ``gradient_checkpointing_enable()`` called on its network."""
+    return bool(getattr(block, "gradient_checkpointing", False))
 
 
 def take_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
@@ -55,6 +63,22 @@ def pack(outputs: Sequence[Any]) -> Any:
     return map_hidden(outputs[0], lambda _: joined)
 
 
+def replace_arguments(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], changed: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Sets arguments of a call by name, wherever they stand in it.
+
+    Example:
+        >>> replace_arguments(lambda x, mask=None, cache=None: None, (1, 2), {}, {"cache": 3})
+        ((1, 2, 3), {})
+    """
+    if not changed:
+        return args, kwargs
+    bound = inspect.signature(function).bind(*args, **kwargs)
+    bound.arguments.update(changed)
+    return bound.args, bound.kwargs
+
+
 def cut_tensor(value: torch.Tensor, *, start: int, stop: int, rows: int) -> torch.Tensor:
     """Cuts a sequence-shaped argument to the rows ``start ... stop`` of T = ``rows``; others pass unchanged.
 
@@ -78,6 +102,24 @@ def cut_tensor(value: torch.Tensor, *, start: int, stop: int, rows: int) -> torc
         return value
     # Where the batch, or the heads, happen to be as many as the rows, the sequence is the later dimension.
     return value.narrow(candidates[-1], start, stop - start)
+
+
+_SCALARS = (bool, int, float, str, torch.SymBool, torch.SymInt, torch.SymFloat)
+
+
+def cut_block_mask(mask: BlockMask, *, start: int, stop: int, samples: slice | None) -> BlockMask:
+    """The mask of ``flex_attention`` for the queries ``start ... stop`` over the keys ``0 ... stop``."""
+    offset = 0 if samples is None else samples.start
+
+    def moved(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+        return mask.mask_mod(b + offset, h, q + start, kv)
+
+    batch, heads = mask.kv_num_blocks.shape[:2]
+    if samples is not None and batch > 1:
+        batch = samples.stop - samples.start
+    return create_block_mask(
+        moved, batch, heads, stop - start, stop, device=mask.kv_num_blocks.device, BLOCK_SIZE=mask.BLOCK_SIZE
+    )
 
 
 def cut_call(
@@ -127,7 +169,9 @@ def cut_call(
             return type(value)(cut(item) for item in value)
         if type(value) is dict:
             return {key: cut(item) for key, item in value.items()}
-        if hasattr(value, "get_seq_length") and hasattr(value, "update"):
+        if isinstance(value, BlockMask):
+            return cut_block_mask(value, start=start, stop=stop, samples=samples)
+        if not isinstance(value, _SCALARS) and hasattr(value, "get_seq_length") and hasattr(value, "update"):
             return None
         return value
 

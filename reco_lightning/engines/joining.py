@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two ways in which the keys and values of a block's context reach the attention of its window.
+
+``AttentionJoint`` sees every call of ``torch.nn.functional.scaled_dot_product_attention``; ``CacheJoint`` stands in for
+the key/value cache that transformers' layers take, whatever attention they run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from reco_lightning.engines.attention import join_context
+from reco_lightning.engines.interception import FunctionTap
+
+__all__ = ["CACHE_ARGUMENT", "AttentionJoint", "AttentionReachedError", "CacheJoint", "Joint", "KeptKeys"]
+
+CACHE_ARGUMENT = "past_key_values"
+
+
+class AttentionReachedError(Exception):
+    """Ends the context pass of the last block where its keys and values are known."""
+
+
+class KeptKeys:
+    """Keys and values that the attentions of a block made of its context rows, in the order of their calls.
+
+    Args:
+        rows: A, context rows.
+        enough: Number of attentions after which the block's context pass ends; ``None`` lets it run through.
+    """
+
+    def __init__(self, rows: int, enough: int | None = None) -> None:
+        self.rows = rows
+        self.enough = enough
+        self.pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def keep(self, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Keeps (B, heads, A, E) each; what follows in the pass runs without gradient.
+
+        Raises:
+            AttentionReachedError: If these were the last that are needed.
+        """
+        self.pairs.append((key, value))
+        torch.set_grad_enabled(False)  # with context "keys" the projections train, and nothing behind them
+        if len(self.pairs) == self.enough:
+            raise AttentionReachedError
+
+
+class Joint(Protocol):
+    """Runs a block on its context and on its window; ``call`` runs it, keyword arguments replacing its arguments."""
+
+    def run_context(self, call: Callable[..., Any], kept: KeptKeys) -> Any:
+        """Runs the block on its context rows and keeps their keys and values."""
+
+    def run_window(self, call: Callable[..., Any], kept: KeptKeys, rows: int) -> Any:
+        """Runs the block on its ``rows`` window rows with the kept keys and values in front of its own."""
+
+
+class AttentionJoint:
+    """Through ``torch.nn.functional.scaled_dot_product_attention``, however the block calls it."""
+
+    def run_context(self, call: Callable[..., Any], kept: KeptKeys) -> Any:
+        """See ``Joint``."""
+
+        def record(
+            query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+        ) -> torch.Tensor:
+            if query.shape[-2] == key.shape[-2] == kept.rows:
+                kept.keep(key, value)
+            return scaled_dot_product_attention(query, key, value, *args, **kwargs)
+
+        with FunctionTap({scaled_dot_product_attention: record}):
+            return call()
+
+    def run_window(self, call: Callable[..., Any], kept: KeptKeys, rows: int) -> Any:
+        """See ``Joint``."""
+        waiting = iter(kept.pairs)
+
+        def attend(
+            query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+        ) -> torch.Tensor:
+            if query.shape[-2] == rows and key.shape[-2] in (rows, kept.rows + rows):
+                context = next(waiting) if key.shape[-2] == rows else None
+                return join_context(query, key, value, context, *args, **kwargs)
+            return scaled_dot_product_attention(query, key, value, *args, **kwargs)
+
+        with FunctionTap({scaled_dot_product_attention: attend}):
+            return call()
+
+
+class _RecordingCache:
+    """What a layer of transformers takes for an empty cache."""
+
+    def __init__(self, kept: KeptKeys) -> None:
+        self.kept = kept
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.kept.keep(key, value)
+        return key, value
+
+
+class _JoiningCache:
+    """What a layer of transformers takes for a cache that holds the context."""
+
+    def __init__(self, kept: KeptKeys) -> None:
+        self.rows = kept.rows
+        self.waiting = iter(kept.pairs)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.rows
+
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        context = next(self.waiting)
+        return torch.cat([context[0], key], dim=-2), torch.cat([context[1], value], dim=-2)
+
+
+class CacheJoint(AttentionJoint):
+    """Through the argument ``past_key_values`` of transformers' layers, for attention of any implementation."""
+
+    def run_context(self, call: Callable[..., Any], kept: KeptKeys) -> Any:
+        """See ``Joint``."""
+        return call(**{CACHE_ARGUMENT: _RecordingCache(kept)})
+
+    def run_window(self, call: Callable[..., Any], kept: KeptKeys, rows: int) -> Any:
+        """See ``Joint``."""
+        # scaled_dot_product_attention, where it is reached all the same, has to be causal from the lower right
+        return super().run_window(partial(call, **{CACHE_ARGUMENT: _JoiningCache(kept)}), kept, rows)
