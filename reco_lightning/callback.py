@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from reco_lightning.continuity import ContinuityNorm
 from reco_lightning.engines.base import Context
+from reco_lightning.engines.compiled import RecompileLimit, is_compiled
 from reco_lightning.engines.interception import PatchedMethod
 from reco_lightning.engines.rehearsal import Hints
 from reco_lightning.engines.select import ENGINES, Selection, select_engine
@@ -32,8 +33,8 @@ class ReCoCallback(pl.Callback):
     """Makes every training step optimise a window of the video's tokens over a frozen context (Eq. 6 and 11).
 
     Add it to a trainer and change nothing else. On the first batch of a fit it rehearses the training step to find the
-    blocks, the head and the rows that feed ``F.cross_entropy``, proves on the first and the last window that the
-    windowed forward equals the plain one, and raises before any weight changes if it does not. It logs
+    blocks, the head and the rows that feed ``F.cross_entropy``, proves on the first, the second and the last window
+    that the windowed forward equals the plain one, and raises before any weight changes if it does not. It logs
     ``reco/cross_entropy``, ``reco/continuity`` and ``reco/window_start`` once per training batch.
 
     Args:
@@ -108,6 +109,7 @@ class ReCoCallback(pl.Callback):
         self._injection: Injection | None = None
         self._report: StepReport | None = None
         self._choice: dict[str, Any] | None = None
+        self._recompiles = RecompileLimit()
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -213,6 +215,8 @@ class ReCoCallback(pl.Callback):
             )
         self._choice = choice
         rank_zero_info(f"ReCo: {selection.report}")
+        if is_compiled(module):
+            self._recompiles.raise_by(len(self.sampler.windows) * self.windows_per_batch)
         selection.engine.install()
         return Injection(selection.engine, trace, weight=self.continuity_weight, norm=self.continuity_norm)
 
@@ -221,6 +225,7 @@ class ReCoCallback(pl.Callback):
             self._injection.engine.remove()
         if self._patch is not None:
             self._patch.remove()
+        self._recompiles.restore()
         self._injection, self._patch, self._report = None, None, None
 
 

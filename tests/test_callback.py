@@ -375,3 +375,16 @@ def test_activation_checkpointing_gives_the_same_weights(reentrant):
         trainer(ReCoCallback(sampler(seed=1))).fit(module, batches())
     for (name, a), b in zip(own.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_blocks_inside_checkpoint_wrappers_give_the_same_weights():
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+
+    own, plain = build(foreign.ShiftedInput), build(foreign.ShiftedInput)
+    apply_activation_checkpointing(own.net, check_fn=lambda part: isinstance(part, foreign.Layer))
+    for module in (own, plain):
+        callback = ReCoCallback(sampler(seed=1))
+        trainer(callback).fit(module, batches())
+        assert callback.state_dict()["choice"]["engine"] == "frozen"
+    for a, b in zip(own.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b)

@@ -94,7 +94,8 @@ def block_stacks(module: nn.Module) -> dict[str, list[nn.Module]]:
     for name, part in module.named_modules():
         if not isinstance(part, (nn.ModuleList, nn.Sequential)) or not len(part):
             continue
-        blocks = list(part)
+        # torch's checkpoint_wrapper stands around the block; what it recomputes has to be the windowed forward
+        blocks = [getattr(block, "_checkpoint_wrapped_module", block) for block in part]
         alike = len({type(block) for block in blocks}) == 1 and any(True for _ in blocks[0].parameters())
         nested = any(name.startswith(f"{outer}.") for outer in stacks)
         if alike and not nested:

@@ -143,6 +143,8 @@ def prove(
             logits, target = _own_loss(trace, sandbox)
             worst = max(worst, _compare(engine, trace, logits, target, exact=exact))
         except (RuntimeError, TypeError, ValueError, StopIteration) as error:
+            if "Connection closed" in str(error):  # another rank has ended; its own message says why
+                raise
             raise MisconfigurationException(
                 f"the engine '{engine.name}' failed on {_names(windows)} of the first batch: {error}; blocks "
                 f"'{trace.blocks}', head '{trace.head}'; set blocks= or head= if these are the wrong ones"

@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerConfig, OptimizerLRSchedulerConfig
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from typing_extensions import override
 
 from reco_lightning.models.transformer import VideoTransformer
@@ -78,6 +79,16 @@ class VideoModel(pl.LightningModule):
         self.network = VideoTransformer(**network) if isinstance(network, Mapping) else network
         self.save_hyperparameters({"network": dict(self.network.config)})
         self._seed: int | None = None
+
+    @override
+    def configure_model(self) -> None:
+        """Shards blocks and network where the strategy has a device mesh (``ModelParallelStrategy``, FSDP2)."""
+        if self.device_mesh is None or isinstance(self.network, FSDPModule):
+            return
+        mesh = self.device_mesh["data_parallel"]
+        for block in self.network.blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(self.network, mesh=mesh)
 
     @override
     def forward(self, tokens: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:

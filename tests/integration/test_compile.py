@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The callback on networks under ``torch.compile``: the same weights as without, no graph break, one graph a window."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch._dynamo
+import torch.nn.functional as F
+from torch import nn
+from torch._dynamo.utils import counters
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from reco_lightning import ReCoCallback, VideoTransformer, WindowSampler
+from tests.helpers.foreign import BLOCKS, DIM, PER_BLOCK, TOKENS, VOCAB, Network, batches, trainer
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(VOCAB, DIM)
+        self.position = nn.Parameter(torch.randn(1, TOKENS, DIM) * 0.2)
+        layer = nn.TransformerEncoderLayer(DIM, 2, 64, dropout=0.0, batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.out = nn.Linear(DIM, VOCAB)
+
+    def forward(self, ids):
+        x = self.embedding(ids) + self.position[:, : ids.shape[1]]
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
+        return self.out(self.encoder(x, mask=mask, is_causal=True))
+
+
+class Llama(nn.Module):
+    def __init__(self, attention):
+        super().__init__()
+        sizes = {"hidden_size": DIM, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+        self.model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB, attn_implementation=attention, **sizes))
+
+    def forward(self, ids):
+        return self.model(ids, use_cache=False).logits
+
+
+def reference_network():
+    return VideoTransformer(vocab_size=VOCAB, grid=(BLOCKS, 2, 3), dim=DIM, depth=2, heads=2)
+
+
+NETWORKS = {
+    "reference": (reference_network, {}),
+    "reference, two windows a batch": (reference_network, {"windows_per_batch": 2}),
+    "reference, prefix engine": (reference_network, {"engine": "prefix"}),
+    "gpt": (Network, {}),
+    "nn.TransformerEncoder": (Encoder, {}),
+    "llama": (lambda: Llama("sdpa"), {}),
+    "llama, eager attention": (lambda: Llama("eager"), {}),
+}
+
+
+class Module(pl.LightningModule):
+    def __init__(self, network):
+        super().__init__()
+        self.net = network
+
+    def training_step(self, batch, batch_idx):
+        ids = batch[0]
+        logits = self.net(ids[:, :-1])
+        return F.cross_entropy(logits.flatten(0, 1), ids[:, -logits.shape[1] :].flatten())
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(build, how, sampler=None, **options):
+    torch.manual_seed(3)
+    module = Module(build())
+    compiling = {"backend": "eager", "fullgraph": True}  # a graph break is an error
+    if how == "wrapped":
+        module.net = torch.compile(module.net, **compiling)
+    elif how == "in place":
+        module.net.compile(**compiling)
+    elif how == "blocks":
+        for block in module.net.h:
+            block.compile(**compiling)
+    torch._dynamo.reset()
+    counters.clear()
+    trainer(ReCoCallback(sampler or WindowSampler(BLOCKS, PER_BLOCK, seed=2), **options), max_epochs=3).fit(
+        module, batches(count=4)
+    )
+    return {name.replace("_orig_mod.", ""): value for name, value in module.state_dict().items()}
+
+
+def assert_equal(own, plain):
+    for name, value in plain.items():
+        torch.testing.assert_close(own[name], value, atol=1e-6, rtol=1e-5, msg=lambda t, name=name: f"{name}: {t}")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_compiled_networks_train_to_the_same_weights_without_a_graph_break(name):
+    build, options = NETWORKS[name]
+    plain = fit(build, None, **options)
+    own = fit(build, "in place", **options)
+    assert_equal(own, plain)
+    assert not counters["graph_break"]
+    # windows 0-12, 6-18, 12-24, 18-30, and at most as many pairs of them
+    assert 1 <= counters["stats"]["unique_graphs"] <= (4 if "windows_per_batch" not in options else 16)
+
+
+# a warning that torch gives itself while it traces a block on states with a graph
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize(("how", "graphs"), [("wrapped", 4), ("blocks", 3 * 4)])
+def test_compiled_by_a_wrapper_or_block_by_block(how, graphs):
+    plain = fit(Network, None)
+    own = fit(Network, how)
+    assert_equal(own, plain)
+    assert not counters["graph_break"]
+    assert 1 <= counters["stats"]["unique_graphs"] <= graphs
+
+
+def test_more_windows_than_torch_compiles_graphs_of_one_function():
+    limit = torch._dynamo.config.recompile_limit
+    windows = WindowSampler(15, 2, first_window_prob=None, seed=1)
+    assert len({windows.sample(step) for step in range(12)}) > 8
+    plain = fit(Network, None, windows)
+    own = fit(Network, "in place", windows)
+    assert_equal(own, plain)
+    assert counters["stats"]["unique_graphs"] > 8
+    assert torch._dynamo.config.recompile_limit == limit
