@@ -114,6 +114,7 @@ class ReCoCallback(pl.Callback):
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Checks what can be checked without a batch and takes the place of ``training_step``."""
+        _check_module(pl_module)
         if sum(isinstance(callback, ReCoCallback) for callback in _callbacks(trainer)) > 1:
             raise MisconfigurationException("the trainer has two ReCoCallbacks; one window rules a step: remove one")
         if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
@@ -179,6 +180,7 @@ class ReCoCallback(pl.Callback):
         Raises:
             MisconfigurationException: If the module cannot be windowed exactly.
         """
+        _check_module(module)
         return select_engine(
             module,
             step,
@@ -231,3 +233,18 @@ class ReCoCallback(pl.Callback):
 
 def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
     return list(trainer.callbacks)  # type: ignore[attr-defined]
+
+
+def _check_module(module: Any) -> None:
+    if isinstance(module, pl.LightningModule):
+        return
+    other = any(cls.__module__.startswith("pytorch_lightning.") for cls in type(module).__mro__)
+    remedy = (
+        "it is a module of the package 'pytorch_lightning': import lightning.pytorch in its place, for module and "
+        "trainer alike"
+        if other
+        else "wrap the network in one"
+    )
+    raise MisconfigurationException(
+        f"ReCoCallback serves modules of lightning.pytorch.LightningModule, got {type(module).__name__}; {remedy}"
+    )

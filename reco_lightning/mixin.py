@@ -221,7 +221,7 @@ class ReCoMixin:
                         f"{tuple(targets.shape)}; targets must name the token of each row of logits"
                     )
                 engine = FrozenEngine(
-                    blocks, head, tokens=tokens, tail=tail, context=self._reco_context, recompute=True
+                    blocks, head, tokens=tokens, tail=tail, context=self._reco_context, recompute=True, fill=0.0
                 )
                 engine.install()
                 if self._reco_verify:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import importlib
 import pickle
 
 import lightning.pytorch as pl
@@ -257,7 +258,7 @@ class NoBlocks(pl.LightningModule):
     [
         (NoCrossEntropy, "no call of torch.nn.functional.cross_entropy", {}),
         (NotCausal, "is not causal: scaled_dot_product_attention is called with", {}),
-        (TwoLosses, "a second time on the windowed logits", {}),
+        (TwoLosses, "two cross-entropies on the blocks", {}),
         (
             HandWritten,
             "attend without torch.nn.functional.scaled_dot_product_attention",
@@ -388,3 +389,39 @@ def test_blocks_inside_checkpoint_wrappers_give_the_same_weights():
         assert callback.state_dict()["choice"]["engine"] == "frozen"
     for a, b in zip(own.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_refuses_a_module_of_the_other_package():
+    other = importlib.import_module("pytorch_lightning")
+
+    class Module(other.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = foreign.Network()
+
+        training_step = foreign.ShiftedInput.training_step
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    run = other.Trainer(accelerator="cpu", max_epochs=1, logger=False, callbacks=[ReCoCallback(sampler())])
+    with pytest.raises(MisconfigurationException, match="a module of the package 'pytorch_lightning'"):
+        run.fit(Module(), batches())
+    with pytest.raises(MisconfigurationException, match=r"LightningModule, got Network; wrap the network in one"):
+        ReCoCallback(sampler()).select(foreign.Network(), lambda: None)
+
+
+def test_a_second_pass_behind_a_backward_of_its_own_is_refused_in_the_first_step():
+    class Twice(foreign.ShiftedInput):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+
+        def loss(self, ids):
+            return F.cross_entropy(self.net(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+
+        def training_step(self, batch, batch_idx):
+            self.loss(batch[0]).backward()  # and not manual_backward: the rehearsal ends here
+            self.loss(batch[0]).backward()
+
+    refused(build(Twice), "a second time on the windowed logits")

@@ -28,6 +28,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 #: What the extras bring; the core imports with none of them.
 EXTRAS = (
     "transformers",
+    "diffusers",
     "vector_quantize_pytorch",
     "matplotlib",
     "skvideo",

@@ -60,7 +60,8 @@ class Engine(Protocol):
     """Runs a network on windows. Installed once per fit, armed once per step.
 
     While armed, the network's training forward computes the windows alone and returns logits (B, T, V) that hold NaN in
-    all other rows, so that a wrong alignment cannot pass unseen. Unarmed, the network is exactly what it was.
+    all other rows, so that a wrong alignment cannot pass unseen; zeros, except in a proof, where parameters behind the
+    head would get NaN gradients from them. Unarmed, the network is exactly what it was.
     """
 
     name: str
@@ -77,7 +78,7 @@ class Engine(Protocol):
 
         Args:
             windows: The windows, in tokens.
-            inference: Whether forwards under ``no_grad`` run them too.
+            inference: Whether this is a proof: forwards under ``no_grad`` run them too.
         """
 
     def disarm(self) -> None:

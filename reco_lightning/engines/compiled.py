@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch._dynamo.config
 from torch import nn
 
@@ -13,8 +14,10 @@ def is_compiled(module: nn.Module) -> bool:
     """Whether a module or a part of it runs under ``torch.compile``, as a wrapper or in place.
 
     Example:
-        >>> is_compiled(nn.Sequential(nn.Linear(2, 2))), is_compiled(nn.Sequential(torch.compile(nn.Linear(2, 2))))
-        (False, True)
+        >>> is_compiled(nn.Sequential(nn.Linear(2, 2)))
+        False
+        >>> is_compiled(nn.Sequential(torch.compile(nn.Linear(2, 2), backend="eager")))
+        True
     """
     return any(
         "_orig_mod" in part._modules or getattr(part, "_compiled_call_impl", None) is not None

@@ -58,6 +58,7 @@ class DetachedEngine:
         tail: Rows after the one that predicts the last video token, 0 or 1.
         context: ``"attached"`` leaves the context's gradients on; ``"frozen"`` and ``"keys"`` detach its states.
         fixed_length: Whether all rows are run, or those up to the window's end.
+        fill: What logits of other rows hold in training, see ``Engine``.
     """
 
     def __init__(
@@ -69,7 +70,9 @@ class DetachedEngine:
         tail: int,
         context: Context = "frozen",
         fixed_length: bool,
+        fill: float = float("nan"),
     ) -> None:
+        self._fill = fill
         self.name = "masked" if fixed_length else "prefix"
         self.tokens = tokens
         self.tail = tail
@@ -172,5 +175,7 @@ class DetachedEngine:
         run.hidden = tuple(windows)
         if run.whole:
             return original(*args, **kwargs)
-        logits = place_rows(original(pack(windows)), run.groups, run.rows)
+        logits = place_rows(
+            original(pack(windows)), run.groups, run.rows, fill=float("nan") if self._inference else self._fill
+        )
         return logits.view(*states.shape[:-1], -1)

@@ -34,11 +34,22 @@ class DroppedEngine:
         tokens: N, video tokens of a sample.
         tail: Rows after the one that predicts the last video token, 0 or 1.
         rows: T, rows that the blocks saw on the batch that the first armed forward gets.
+        fill: What logits of other rows hold in training, see ``Engine``.
     """
 
     name = "dropped"
 
-    def __init__(self, network: nn.Module, head: nn.Module, *, tokens: int, tail: int, rows: int) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        head: nn.Module,
+        *,
+        tokens: int,
+        tail: int,
+        rows: int,
+        fill: float = float("nan"),
+    ) -> None:
+        self._fill = fill
         self.tokens = tokens
         self.tail = tail
         self._first_rows = rows
@@ -120,4 +131,6 @@ class DroppedEngine:
         states = states[:, -max(group.stop - group.loss_start for group in self._groups) :]
         hidden = tuple(states[group.samples] for group in self._groups)
         self._output = WindowOutput(self._groups, hidden, self._rows, len(states))
-        return place_rows(original(states), self._groups, self._rows)
+        return place_rows(
+            original(states), self._groups, self._rows, fill=float("nan") if self._inference else self._fill
+        )

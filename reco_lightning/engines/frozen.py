@@ -38,27 +38,28 @@ from reco_lightning.windows import Window
 __all__ = ["FrozenEngine", "place_rows"]
 
 
-def place_rows(logits: torch.Tensor, groups: Sequence[Group], rows: int) -> torch.Tensor:
-    """Places window logits on the rows of the full sequence, NaN everywhere else.
+def place_rows(logits: torch.Tensor, groups: Sequence[Group], rows: int, *, fill: float) -> torch.Tensor:
+    """Places window logits on the rows of the full sequence.
 
     Args:
         logits: Packed window logits, (B, R, V); group g fills its first ``stop - loss_start`` rows.
         groups: The groups of the batch.
         rows: T, the length of the full sequence.
+        fill: What all other rows hold.
 
     Returns:
         Logits of the full length, (B, T, V).
 
     Example:
         >>> group = Group(Window(1, 2), slice(0, 1), first=1, loss_start=1, stop=2)
-        >>> place_rows(torch.zeros(1, 1, 1), [group], 3).flatten().tolist()
+        >>> place_rows(torch.zeros(1, 1, 1), [group], 3, fill=float("nan")).flatten().tolist()
         [nan, 0.0, nan]
     """
     parts = []
     for group in groups:
         length = group.stop - group.loss_start
         part = logits[group.samples, :length]
-        parts.append(F.pad(part, (0, 0, group.loss_start, rows - group.stop), value=float("nan")))
+        parts.append(F.pad(part, (0, 0, group.loss_start, rows - group.stop), value=fill))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -100,6 +101,7 @@ class FrozenEngine:
         joint: How context keys and values reach the window's attention; through scaled dot-product attention by
             default.
         name: What the engine is called in reports.
+        fill: What logits of other rows hold in training, see ``Engine``.
     """
 
     def __init__(
@@ -113,8 +115,10 @@ class FrozenEngine:
         recompute: bool = False,
         joint: Joint | None = None,
         name: str = "frozen",
+        fill: float = float("nan"),
     ) -> None:
         self.name = name
+        self._fill = fill
         self.tokens = tokens
         self.tail = tail
         self.context = context
@@ -289,4 +293,6 @@ class FrozenEngine:
         run.hidden = tuple(windows)
         if run.whole:
             return original(*args, **kwargs)
-        return place_rows(original(pack(windows)), run.groups, run.rows)
+        return place_rows(
+            original(pack(windows)), run.groups, run.rows, fill=float("nan") if self._inference else self._fill
+        )

@@ -38,6 +38,7 @@ class PatchedMethod:
         handler: Called with the original method and the call's arguments.
 
     Example:
+        >>> import torch
         >>> layer = nn.Identity()
         >>> patch = PatchedMethod(layer, "forward", lambda original, x: original(x) + 1)
         >>> patch.install()
@@ -104,6 +105,7 @@ class FunctionTap(TorchFunctionMode):
         handlers: For each function its replacement, called with the same arguments. Inside a handler the tap is off.
 
     Example:
+        >>> import torch
         >>> with FunctionTap({F.relu: lambda x, **_: x + 1}):
         ...     F.relu(torch.zeros(1)).item()
         1.0
@@ -112,6 +114,7 @@ class FunctionTap(TorchFunctionMode):
     def __init__(self, handlers: Mapping[Callable[..., Any], Callable[..., Any]]) -> None:
         super().__init__()
         self.handlers = handlers
+        self._attention = handlers.get(scaled_dot_product_attention)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -119,7 +122,7 @@ class FunctionTap(TorchFunctionMode):
         handler = self.handlers.get(func)
         if handler is not None:
             return handler(*args, **(kwargs or {}))
-        attention = self.handlers.get(scaled_dot_product_attention)
-        if attention is not None and func is F.multi_head_attention_forward:
-            return multi_head_attention(attention, *args, **(kwargs or {}))  # torch runs its body with the tap off
+        if func is F.multi_head_attention_forward and self._attention is not None:
+            # torch runs its body with the tap off
+            return multi_head_attention(self._attention, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,12 +11,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
-import torch.utils.checkpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from reco_lightning.cross_entropy import loss_rows
+from reco_lightning.engines.attention_watch import AttentionWatch, under_checkpoint
 from reco_lightning.engines.interception import PatchedMethod
 from reco_lightning.engines.sandbox import Sandbox, StepEndedError
 from reco_lightning.engines.slicing import checkpoints_itself, map_hidden, take_hidden
@@ -58,6 +56,7 @@ class Trace:
         recomputed: Whether the blocks run under activation checkpointing.
         recomputes_parts: Whether the blocks checkpoint their attention inside themselves.
         unmasked: Whether a call of ``F.scaled_dot_product_attention`` in the blocks was neither causal nor masked.
+        learns_behind_head: Whether parameters stand between the head's output and the loss.
         flat: Whether the blocks' states are (B, T, D), and not of more dimensions.
         logits: The cross-entropy's input in the plain step.
         hidden: The states that the head read, (B, T, D).
@@ -74,6 +73,7 @@ class Trace:
     recomputed: bool
     recomputes_parts: bool
     unmasked: bool
+    learns_behind_head: bool
     flat: bool
     logits: torch.Tensor
     hidden: torch.Tensor
@@ -96,7 +96,8 @@ def block_stacks(module: nn.Module) -> dict[str, list[nn.Module]]:
             continue
         # torch's checkpoint_wrapper stands around the block; what it recomputes has to be the windowed forward
         blocks = [getattr(block, "_checkpoint_wrapped_module", block) for block in part]
-        alike = len({type(block) for block in blocks}) == 1 and any(True for _ in blocks[0].parameters())
+        alike = len({type(block) for block in blocks}) == 1 and isinstance(blocks[0], nn.Module)
+        alike = alike and any(True for _ in blocks[0].parameters())
         nested = any(name.startswith(f"{outer}.") for outer in stacks)
         if alike and not nested:
             stacks[name] = blocks
@@ -175,9 +176,9 @@ class _Recorder:
         if not torch.is_grad_enabled() and not hidden.requires_grad:
             return original(*args, **kwargs)
         stack.calls.append(index)
-        outside = _under_checkpoint()
+        outside = under_checkpoint()
         stack.recomputed = stack.recomputed or outside
-        seen = _AttentionSeen()
+        seen = AttentionWatch()
         with torch.no_grad(), seen:
             output = original(*args, **kwargs)
         if seen.count:
@@ -194,19 +195,50 @@ class _Recorder:
         return map_hidden(output, lambda states: states.detach().requires_grad_())
 
     def cross_entropy(self, logits: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Stands in for ``F.cross_entropy`` during the rehearsal; ends the step at the network's own call."""
+        """Stands in for ``F.cross_entropy`` during the rehearsal; the step goes on, in search of a second one."""
         call = self.losses
         self.losses += 1
-        if logits.requires_grad:
-            self._explain_loss(call, logits, target, kwargs.get("ignore_index", -100))
-        if self.trace is not None or self.problems:
+        reached = [record for record in self.records if logits.requires_grad and _depends(logits, record.output)]
+        if reached and self.trace is not None:
+            self._refuse_second(reached, logits)
+        elif reached:
+            self._explain_loss(call, reached, logits, target, kwargs.get("ignore_index", -100))
+        if self.problems:
             raise StepEndedError
         return F.cross_entropy(logits, target, *args, **kwargs)
 
-    def _explain_loss(self, call: int, logits: torch.Tensor, target: torch.Tensor, ignore_index: int) -> None:
-        reached = [record for record in self.records if _depends(logits, record.output)]
-        if not reached:
+    def linear_cross_entropy(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Stands in for torch's fused loss."""
+        self.problems.append(
+            "the loss is torch.nn.functional.linear_cross_entropy, which never makes the logits; call the head and "
+            "F.cross_entropy: windows save that memory too"
+        )
+        raise StepEndedError
+
+    def backward(self, *args: Any, **kwargs: Any) -> None:
+        """Stands in for ``Tensor.backward``: what may follow it is a step of an optimizer that is not the trainer's."""
+        if self.trace is not None:
+            raise StepEndedError
+
+    def _refuse_second(self, reached: Sequence[_Record], logits: torch.Tensor) -> None:
+        assert self.trace is not None
+        second = reached[-1].stack
+        if second.name != self.trace.blocks:
+            self.problems.append(
+                f"two networks ('{self.trace.blocks}', '{second.name}') have a cross-entropy each; name the one to "
+                "window by network="
+            )
             return
+        head = self._find_head(reached, _classes(logits))
+        self.problems.append(
+            f"training_step computes two cross-entropies on the blocks '{second.name}' (heads '{self.trace.head}' and "
+            f"'{head.name if head else 'none'}'); windows serve one loss: join the two, or compute the second without "
+            "gradient"
+        )
+
+    def _explain_loss(
+        self, call: int, reached: Sequence[_Record], logits: torch.Tensor, target: torch.Tensor, ignore_index: int
+    ) -> None:
         stack = reached[-1].stack
         assert stack.shape is not None
         if stack.calls != list(range(len(stack.blocks))):
@@ -215,12 +247,14 @@ class _Recorder:
             self.problems.append(f"the blocks '{stack.name}' feed the loss, but {stack.problem}")
             return
         rows, width = stack.shape[1:-1].numel(), stack.shape[-1]
-        classes = logits.shape[-1] if logits.ndim == 2 else logits.shape[1]
+        classes = _classes(logits)
         head = self._find_head(reached, classes)
         if head is None:
             self.problems.append(
                 f"no module turns the states (B, T, {width}) into logits of {classes} classes; seen after the blocks: "
-                f"{[record.name for record in reached] or 'none'}; set head= to the module that makes the logits"
+                f"{[record.name for record in reached]}; set head= to the module that makes the logits; logits made by "
+                "a function (F.linear with the embedding's weight) cannot be reached: let nn.Linear make them, with "
+                "head.weight = embedding.weight"
             )
             return
         if head.states.shape[1:-1].numel() != rows:
@@ -243,7 +277,8 @@ class _Recorder:
             and not list(record.module.children())
             and any(True for _ in record.module.parameters())
         ]
-        return leaves[-1] if leaves else None
+        projections = [record for record in leaves if record.states.shape[-1] != classes]
+        return next(iter(projections or reversed(leaves)), None)
 
     def _align(
         self, call: int, stack: _Stack, head: _Record, logits: torch.Tensor, target: torch.Tensor, ignore_index: int
@@ -286,6 +321,7 @@ class _Recorder:
             recomputed=stack.recomputed,
             recomputes_parts=stack.recomputes_parts and not any(map(checkpoints_itself, stack.blocks)),
             unmasked=stack.unmasked,
+            learns_behind_head=_reaches_parameter(logits, head.output),
             flat=len(stack.shape) == 3,
             logits=logits.detach(),
             hidden=head.states.detach().flatten(1, -2),
@@ -307,43 +343,8 @@ class _Recorder:
             )
 
 
-class _AttentionSeen(torch.overrides.TorchFunctionMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-        self.checkpointed = False
-        self.unmasked = False
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func in (scaled_dot_product_attention, F.multi_head_attention_forward):
-            self.count += 1
-            self.checkpointed = self.checkpointed or _under_checkpoint()
-        if func is scaled_dot_product_attention:
-            self.unmasked = self.unmasked or _is_unmasked(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-def _is_unmasked(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    **kwargs: Any,
-) -> bool:
-    return attn_mask is None and not is_causal and query.shape[-2] == key.shape[-2] > 1
-
-
-def _under_checkpoint() -> bool:
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_filename == torch.utils.checkpoint.__file__:
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
+def _classes(logits: torch.Tensor) -> int:
+    return logits.shape[-1] if logits.ndim == 2 else logits.shape[1]
 
 
 def _holds(outer: str, inner: str) -> bool:
@@ -353,6 +354,21 @@ def _holds(outer: str, inner: str) -> bool:
 def _depends(output: torch.Tensor, source: torch.Tensor) -> bool:
     (gradient,) = torch.autograd.grad(output.flatten()[:1].sum(), source, retain_graph=True, allow_unused=True)
     return gradient is not None
+
+
+def _reaches_parameter(output: torch.Tensor, source: torch.Tensor) -> bool:
+    """Whether the way from ``output`` back to ``source`` meets a parameter."""
+    waiting, seen = [output.grad_fn], {source.grad_fn, None}
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        assert node is not None
+        if hasattr(node, "variable"):  # a leaf of the graph
+            return True
+        waiting.extend(following for following, _ in node.next_functions)
+    return False
 
 
 def _places(logits: torch.Tensor, source: torch.Tensor, batch: int, length: int) -> list[tuple[int, int, int]]:
@@ -366,7 +382,9 @@ def _places(logits: torch.Tensor, source: torch.Tensor, batch: int, length: int)
         (batch - 1, length - 1),
         (batch // 2, length // 5),
     }:
-        (gradient,) = torch.autograd.grad(view[sample, row].sum(), source, retain_graph=True)
+        # uneven weights: the plain sum of what a norm behind the head returns has no gradient
+        weighted = view[sample, row] @ torch.linspace(1, 2, view.shape[-1], dtype=view.dtype, device=view.device)
+        (gradient,) = torch.autograd.grad(weighted, source, retain_graph=True)
         touched = gradient.abs().amax(dim=-1).flatten(1).nonzero().tolist()
         place = touched[0][1] if len(touched) == 1 and touched[0][0] == sample else -(len(places) + 2) * length
         places.append((sample, row, place))
@@ -408,15 +426,39 @@ def rehearse(
     remove = recorder.watch()
     try:
         with torch.enable_grad():
-            sandbox.run(recorder.cross_entropy)
+            sandbox.run(recorder.cross_entropy, fused=recorder.linear_cross_entropy, backward=recorder.backward)
+    except Exception:
+        if recorder.trace is None:  # what is wrong behind the loss is the step's own affair
+            raise
     finally:
         remove()
     if recorder.problems:
         raise MisconfigurationException(f"{type(module).__name__} cannot be windowed: {'; '.join(recorder.problems)}")
     if recorder.trace is None:
-        raise MisconfigurationException(
-            f"no call of torch.nn.functional.cross_entropy on the logits of one of the block stacks {found} was seen "
-            f"in {type(module).__name__}.training_step ({recorder.losses} calls in all); compute the loss by "
-            "F.cross_entropy, or set blocks= and head="
-        )
+        raise MisconfigurationException(_explain_absence(module, recorder, found))
     return recorder.trace, sandbox
+
+
+def _explain_absence(module: pl.LightningModule, recorder: _Recorder, found: str) -> str:
+    """Why no cross-entropy was met, as far as can be told."""
+    text = (
+        f"no call of torch.nn.functional.cross_entropy on the logits of one of the block stacks {found} was seen in "
+        f"{type(module).__name__}.training_step ({recorder.losses} calls in all)"
+    )
+    inside = {part for stack in recorder.stacks for block in stack.blocks for part in block.modules()}
+    uncalled = [
+        name
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Linear) and part not in inside and name not in recorder.called
+    ]
+    if recorder.finished is not None and uncalled:
+        return (
+            f"{text}; the head '{uncalled[-1]}' was never called: if its weight enters a fused linear cross-entropy "
+            "(Liger), call the head and F.cross_entropy in its place: windows save that memory too"
+        )
+    if recorder.finished is None:
+        apart = ", ".join(
+            f"'{stack.name}' ({len(stack.blocks)} x {type(stack.blocks[0]).__name__})" for stack in recorder.stacks
+        )
+        return f"{text}; the blocks {apart} are never called as a whole, once each and with gradient: set blocks="
+    return f"{text}; compute the loss by F.cross_entropy, or set blocks= and head="

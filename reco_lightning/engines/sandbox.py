@@ -9,6 +9,7 @@ import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -75,11 +76,19 @@ class Sandbox:
         self.step = step
         self.quiet = quiet
 
-    def run(self, cross_entropy: CrossEntropyCall) -> bool:
+    def run(
+        self,
+        cross_entropy: CrossEntropyCall,
+        *,
+        fused: CrossEntropyCall | None = None,
+        backward: Callable[..., None] | None = None,
+    ) -> bool:
         """Runs the step with every call of ``F.cross_entropy`` handed to ``cross_entropy``.
 
         Args:
             cross_entropy: Called with the arguments of ``F.cross_entropy``; raises ``StepEndedError`` to end the step.
+            fused: The same for ``F.linear_cross_entropy``, where torch has it; by default it is left alone.
+            backward: Called in front of ``Tensor.backward``.
 
         Returns:
             Whether the step was ended by ``StepEndedError``, and did not come to its own end.
@@ -93,6 +102,10 @@ class Sandbox:
         }
         for dropout in (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout):
             taps[dropout] = _no_dropout
+        if fused is not None and hasattr(F, "linear_cross_entropy"):
+            taps[F.linear_cross_entropy] = fused
+        if backward is not None:
+            taps[torch.Tensor.backward] = partial(_backward, backward)
         # compiled parts run as they were written: a watch cannot be traced, and would be compiled for one run
         with self._restored(), torch.compiler.set_stance("force_eager"), FunctionTap(taps):
             try:
@@ -199,6 +212,11 @@ def _set_state(source: Any, state: Any) -> None:
         source.setstate(state)
     else:
         source.bit_generator.state = state
+
+
+def _backward(before: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    before()
+    torch.Tensor.backward(*args, **kwargs)
 
 
 def _no_dropout(input: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

@@ -77,15 +77,20 @@ def build_engine(module: pl.LightningModule, trace: Trace, name: str, *, tokens:
     blocks = block_stacks(module)[trace.blocks]
     head = module.get_submodule(trace.head)
     kind = f"the blocks '{trace.blocks}' ({type(blocks[0]).__name__})"
+    # gradients of parameters behind the head would be NaN from rows of NaN
+    common: dict[str, Any] = {
+        "tokens": tokens,
+        "tail": trace.tail,
+        "fill": 0.0 if trace.learns_behind_head else float("nan"),
+    }
     if name == "dropped":
-        network = module.get_submodule(trace.network)
-        return DroppedEngine(network, head, tokens=tokens, tail=trace.tail, rows=trace.rows)
+        return DroppedEngine(module.get_submodule(trace.network), head, rows=trace.rows, **common)
     if name == "masked":
-        return DetachedEngine(blocks, head, tokens=tokens, tail=trace.tail, context=context, fixed_length=True)
+        return DetachedEngine(blocks, head, context=context, fixed_length=True, **common)
     if not trace.flat:
         raise MisconfigurationException(f"{kind} take states of more dimensions than (B, T, D), which cannot be cut")
     if name == "prefix":
-        return DetachedEngine(blocks, head, tokens=tokens, tail=trace.tail, context=context, fixed_length=False)
+        return DetachedEngine(blocks, head, context=context, fixed_length=False, **common)
     joint: Joint = AttentionJoint()
     if name == "cache":
         if any(CACHE_ARGUMENT not in inspect.signature(block.forward).parameters for block in blocks):
@@ -101,16 +106,7 @@ def build_engine(module: pl.LightningModule, trace: Trace, name: str, *, tokens:
             f"{kind} attend without torch.nn.functional.scaled_dot_product_attention; let them attend by it (with "
             "transformers: attn_implementation='sdpa')"
         )
-    return FrozenEngine(
-        blocks,
-        head,
-        tokens=tokens,
-        tail=trace.tail,
-        context=context,
-        recompute=trace.recomputed,
-        joint=joint,
-        name=name,
-    )
+    return FrozenEngine(blocks, head, context=context, recompute=trace.recomputed, joint=joint, name=name, **common)
 
 
 def _has_mingpt_attention(block: nn.Module) -> bool:
@@ -198,7 +194,11 @@ def _compare(engine: Engine, trace: Trace, logits: torch.Tensor, target: torch.T
         plain, _ = select_rows(trace.logits, target, [group], batch=batch, offset=offset)
         states = trace.hidden[group.samples, group.loss_start : group.stop]
         error = max(error, _difference(hidden, states), _difference(single, plain))
-    allowed = 1e-3 if logits.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled() else 5e-2
+    allowed = (
+        1e-3
+        if logits.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(logits.device.type)
+        else 5e-2
+    )
     if not error <= allowed:
         cause = (
             f"attention in the blocks '{trace.blocks}' is not causal: scaled_dot_product_attention is called with "

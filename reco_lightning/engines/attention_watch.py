@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sees how the blocks of a network attend, while a rehearsal runs them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["AttentionWatch", "under_checkpoint"]
+
+
+class AttentionWatch(TorchFunctionMode):
+    """While entered, counts calls of torch's attention functions and looks at how they are made.
+
+    Example:
+        >>> states = torch.zeros(1, 1, 2, 4)
+        >>> with AttentionWatch() as watch:
+        ...     _ = F.scaled_dot_product_attention(states, states, states)
+        >>> watch.count, watch.unmasked, watch.checkpointed
+        (1, True, False)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+        self.checkpointed = False
+        self.unmasked = False
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (scaled_dot_product_attention, F.multi_head_attention_forward):
+            self.count += 1
+            self.checkpointed = self.checkpointed or under_checkpoint()
+        if func is scaled_dot_product_attention:
+            self.unmasked = self.unmasked or _is_unmasked(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _is_unmasked(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **kwargs: Any,
+) -> bool:
+    return attn_mask is None and not is_causal and query.shape[-2] == key.shape[-2] > 1
+
+
+def under_checkpoint() -> bool:
+    """Whether the caller is run by ``torch.utils.checkpoint``."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename == torch.utils.checkpoint.__file__:
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False

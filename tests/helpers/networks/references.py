@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gradients of a window, made without any engine: one full-length pass in which the context is cut off explicitly."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, nullcontext
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+
+from reco_lightning import continuity_loss
+from tests.helpers.networks.common import TOKENS
+
+plain_cross_entropy = F.cross_entropy
+
+
+class LossSeen:
+    """Notes the last call of ``F.cross_entropy`` as rows: logits (B, L, V), targets (B, L), the tokens they are."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def __call__(self, logits, target, *args, **options):
+        wide = logits if logits.ndim == 2 else logits.flatten(2).mT.flatten(0, 1)
+        self.logits = wide.view(self.batch, -1, wide.shape[-1])
+        self.target = target.reshape(self.batch, -1)
+        self.options = options
+        counted = self.target != options.get("ignore_index", -100)
+        last = int(counted.any(0).nonzero().max())
+        self.tokens = torch.arange(self.target.shape[1]) - last + TOKENS - 1
+        self.weights = (
+            (counted * options["weight"][self.target.clamp_min(0)]) if options.get("weight") is not None else counted
+        )
+        return plain_cross_entropy(logits, target, *args, **options)
+
+    def rows(self, window):
+        return ((self.tokens >= window.start) & (self.tokens < window.stop)).nonzero().flatten()
+
+
+def see_loss(module, batch, size):
+    """The loss of a module on a batch and what its cross-entropy was given."""
+    seen = LossSeen(size)
+    with patch.object(F, "cross_entropy", seen):
+        value = module.loss(batch)
+    return value, seen
+
+
+def cut_attention(first):
+    """``F.scaled_dot_product_attention`` by matrix products; keys and values of rows before ``first`` are constants."""
+
+    def attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+        if enable_gqa:
+            groups = query.shape[-3] // key.shape[-3]
+            key, value = key.repeat_interleave(groups, dim=-3), value.repeat_interleave(groups, dim=-3)
+        rows = query.shape[-2]
+        assert dropout_p == 0.0
+        assert key.shape[-2] == rows
+        context = torch.arange(rows) < first
+        frozen = ~context[:, None] & context[None, :]
+        scores = torch.where(frozen, query @ key.detach().mT, query @ key.mT)
+        scores = scores * (query.shape[-1] ** -0.5 if scale is None else scale)
+        if is_causal:
+            scores = scores.masked_fill(torch.ones(rows, rows).triu(1).bool(), float("-inf"))
+        elif attn_mask is not None:
+            hidden = (
+                torch.zeros(()).masked_fill(~attn_mask, float("-inf")) if attn_mask.dtype == torch.bool else attn_mask
+            )
+            scores = scores + hidden
+        weights = scores.softmax(-1)
+        return (weights * frozen) @ value.detach() + (weights * ~frozen) @ value
+
+    return attend
+
+
+@contextmanager
+def _attention(stack, first):
+    with patch.object(F, "scaled_dot_product_attention", cut_attention(first)):
+        yield
+
+
+@contextmanager
+def _cut(stack, first):
+    parts = [part for part in stack.modules() if hasattr(part, "cut")]
+    for part in parts:
+        part.cut = first
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.cut = None
+
+
+@contextmanager
+def _states(stack, first):
+    def detach(block, inputs):
+        states = inputs[0]
+        rows = states.flatten(1, -2)
+        context = (torch.arange(rows.shape[1]) < first)[:, None]
+        return torch.where(context, rows.detach(), rows).view_as(states), *inputs[1:]
+
+    hooks = [block.register_forward_pre_hook(detach) for block in stack]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+WAYS = {"attention": _attention, "cut": _cut, "states": _states, "cache": lambda stack, first: nullcontext()}
+
+
+def reference_gradients(setting, module, batch, size, window, weight, seed):
+    """Gradients of a window's cross-entropy and continuity, by parameter name."""
+    head, stack = module.get_submodule(setting.head), module.get_submodule(setting.blocks)
+    names, parameters = zip(*[item for item in module.named_parameters() if item[1].requires_grad], strict=True)
+    states = []
+    hook = head.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0].flatten(1, -2)))
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        _, seen = see_loss(module, batch, size)
+    prefix = states.pop().shape[1] - setting.tail - TOKENS + 1
+    first = 0 if window.start == 0 else window.start + prefix - 1
+    torch.manual_seed(seed)
+    with WAYS[setting.reference](stack, first):  # until after backward: checkpointed blocks run again there
+        if setting.reference == "cache":
+            logits, targets, options = _through_cache(module.model, batch, first, window.stop - 1)
+            hidden = states[-1]
+        else:
+            _, seen = see_loss(module, batch, size)
+            rows = seen.rows(window)
+            logits, targets, options = seen.logits[:, rows], seen.target[:, rows], dict(seen.options)
+            hidden = states[-1][:, max(window.start + prefix - 1, 0) : window.stop + prefix - 1]
+        hook.remove()
+        options.pop("reduction", None)
+        loss = plain_cross_entropy(logits.flatten(0, 1), targets.flatten(), **options)
+        gradients = torch.autograd.grad(loss + weight * continuity_loss(hidden), parameters, allow_unused=True)
+    return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, parameters, gradients, strict=True)}
+
+
+def _through_cache(network, ids, first, last):
+    """Logits of the rows ``first ... last`` over transformers' own cache of the rows before."""
+    cache = None
+    if first:
+        with torch.no_grad():
+            cache = network(ids[:, :first], use_cache=True).past_key_values
+    logits = network(ids[:, first:last], past_key_values=cache, use_cache=True).logits
+    return logits, ids[:, first + 1 : last + 1], {}
