@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from reco_lightning.checkpoints import load_module
 from reco_lightning.generation import generate as sample
 from reco_lightning.media import video_grid, write_video
-from reco_lightning.models.transformer import VideoTransformer
 from reco_lightning.models.video_model import VideoModel
 from reco_lightning.tokenize import pick_device
-from reco_lightning.tokenizers.base import VideoTokenizer, to_uint8
-from reco_lightning.tokenizers.vqvae import VQVAE
+from reco_lightning.tokenizers.base import to_uint8
+from reco_lightning.tokenizers.loading import load_tokenizer
 
 __all__ = ["generate"]
 
@@ -41,7 +41,8 @@ def generate(
 
     Args:
         checkpoint: Checkpoint of the video model.
-        tokenizer: Checkpoint of the tokenizer that made the training tokens; without it only the tokens are written.
+        tokenizer: Checkpoint or folder of the tokenizer that made the training tokens; without it only the tokens are
+            written.
         output: Folder to write to; made if missing. Files of the same names are replaced.
         n: Number of clips, 1 or more.
         label: Class of all clips; without it a class-conditional model draws clips of no particular class.
@@ -61,9 +62,10 @@ def generate(
             raise ValueError(f"{name} must be 1 or more, got {value}")
     place = pick_device(device)
     model = load_module(checkpoint, VideoModel).to(place)
-    decoder = _load_tokenizer(tokenizer, model.network, place) if tokenizer else None
-
     network = model.network
+    decoder = load_tokenizer(tokenizer, vocab_size=network.vocab_size) if tokenizer else None
+    if isinstance(decoder, nn.Module):
+        decoder.to(place)
     if label is not None and not 0 <= label < network.num_classes:
         allowed = f"0 to {network.num_classes - 1}" if network.num_classes else "left out: the model knows no classes"
         raise ValueError(f"label must be {allowed}, got {label}")
@@ -84,8 +86,10 @@ def generate(
         ).view(n, *network.grid)  # (n, t, h, w)
     np.save(folder / "tokens.npy", ids.cpu().numpy())
     if decoder is None:
-        print(f"Wrote {folder / 'tokens.npy'}; --tokenizer CHECKPOINT turns the tokens into videos.")
+        print(f"Wrote {folder / 'tokens.npy'}; --tokenizer PATH turns the tokens into videos.")
         return
+    if not decoder.frame_aligned:
+        ids = ids.flatten(1)  # (n, N)
     with torch.inference_mode():
         clips = [to_uint8(decoder.decode(part, clamp=True)).cpu().numpy() for part in ids.split(batch_size)]
     videos = np.concatenate(clips)  # (n, T, H, W, C)
@@ -98,13 +102,3 @@ def generate(
 def _show(bar: tqdm[Any], done: int) -> None:
     bar.n = done
     bar.refresh()
-
-
-def _load_tokenizer(checkpoint: str, network: VideoTransformer, device: torch.device) -> VideoTokenizer:
-    tokenizer = load_module(checkpoint, VQVAE).to(device)
-    if tokenizer.codebook_size < network.vocab_size:
-        raise ValueError(
-            f"tokenizer must know the model's {network.vocab_size} ids, but it knows {tokenizer.codebook_size}; "
-            "give the one that made the training tokens"
-        )
-    return tokenizer

@@ -30,6 +30,7 @@ from reco_lightning.checkpoints import checkpoint_model
 from reco_lightning.explanation import explain
 from reco_lightning.media import run_folder
 from reco_lightning.resume import GivenOptimizerOptions, changed_values, stated
+from reco_lightning.shard_sizes import adopt_sizes
 
 __all__ = [
     "ExplainCLI",
@@ -107,6 +108,17 @@ class RecoCLI(LightningCLI):
     _leading = 1  # arguments before the options: the subcommand
 
     @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Takes `sizes_from_shards`."""
+        parser.add_argument(
+            "--sizes_from_shards",
+            type=bool,
+            default=False,
+            help="Set vocab_size and grid of the network, frame_blocks and tokens_per_block of the sampler to those of "
+            "the shards in data.folder.",
+        )
+
+    @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the arguments with the checkpoint's model below everything that the user states."""
         args = sys.argv[1:] if args is None else list(args)
@@ -119,6 +131,9 @@ class RecoCLI(LightningCLI):
             lowest = json.dumps(stored or {"class_path": _DEFAULT_MODEL})
             args = [*args[: self._leading], f"--model={lowest}", *args[self._leading :]]
         self.config = parser.parse_args(args)
+        if self._arguments().get("sizes_from_shards"):
+            for key, (old, new) in adopt_sizes(self._arguments()).items():
+                rank_zero_info(f"{key}: {new!r} as in the shards; the config has {old!r}.")
         self.replaced = {}
         if stored:
             used = json.loads(parser.dump(self.config, format="json", skip_none=False))
@@ -154,6 +169,7 @@ class ExplainCLI(RecoCLI):
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Takes the keys that a config written for `fit` holds beside trainer, model and data."""
+        super().add_arguments_to_parser(parser)
         parser.add_method_arguments(L.Trainer, "fit", skip=set(self.subcommands()["fit"]))
 
     @override

@@ -11,12 +11,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
-from reco_lightning.checkpoints import load_module
 from reco_lightning.generation import generate
 from reco_lightning.media import log_videos, run_folder, video_grid, write_video
 from reco_lightning.models.video_model import VideoModel
-from reco_lightning.tokenizers.base import to_uint8
-from reco_lightning.tokenizers.vqvae import VQVAE
+from reco_lightning.tokenizers.base import VideoTokenizer, to_uint8
+from reco_lightning.tokenizers.loading import load_tokenizer
 
 __all__ = ["SampleVideos"]
 
@@ -28,7 +27,8 @@ class SampleVideos(pl.Callback):
     ``samples`` in the run's own folder (see ``reco_lightning.media.run_folder``).
 
     Args:
-        tokenizer: Checkpoint of the ``VQVAE`` that made the training tokens; ``None`` generates nothing and says so.
+        tokenizer: Checkpoint or folder of the tokenizer that made the training tokens, any that ``load_tokenizer``
+            takes; ``None`` generates nothing and says so.
         every_n_epochs: Epochs from one set of clips to the next, 1 or more.
         n: Number of clips, 1 or more.
         temperature: As in ``generate``.
@@ -37,7 +37,7 @@ class SampleVideos(pl.Callback):
         fps: Frames per second of the mp4.
 
     Raises:
-        ValueError: If an argument is out of its range, or there is no such checkpoint.
+        ValueError: If an argument is out of its range, or ``tokenizer`` holds none, or one without all the model's ids.
 
     Example:
         >>> SampleVideos("vqvae.ckpt", every_n_epochs=5).every_n_epochs
@@ -65,19 +65,19 @@ class SampleVideos(pl.Callback):
         self.top_k = top_k
         self.seed = seed
         self.fps = fps
-        self._decoder: VQVAE | None = None
+        self._decoder: VideoTokenizer | None = None
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Loads the tokenizer, so that a wrong path is known before the first step."""
         if self.tokenizer is None:
-            rank_zero_info("SampleVideos: no videos, since tokenizer is None; set it to the tokenizer's checkpoint")
+            rank_zero_info("SampleVideos: no videos, since tokenizer is None; set it to the tokenizer's path")
             return
         if not isinstance(pl_module, VideoModel):
             raise MisconfigurationException(f"SampleVideos generates from a VideoModel, got {type(pl_module).__name__}")
         self._decoder = None
         if trainer.is_global_zero:
-            self._decoder = load_module(self.tokenizer, VQVAE)
+            self._decoder = load_tokenizer(self.tokenizer, vocab_size=pl_module.network.vocab_size)
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -86,8 +86,10 @@ class SampleVideos(pl.Callback):
             return
         assert isinstance(pl_module, VideoModel)
         ids = generate(pl_module, self.n, temperature=self.temperature, top_k=self.top_k, seed=self.seed)
+        if self._decoder.frame_aligned:
+            ids = ids.view(self.n, *pl_module.network.grid)
         with torch.no_grad():
-            clips = self._decoder.decode(ids.cpu().view(self.n, *pl_module.network.grid), clamp=True)
+            clips = self._decoder.decode(ids.cpu(), clamp=True)
         path = Path(run_folder(trainer), "samples", f"step-{trainer.global_step:08d}.mp4")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_video(path, video_grid(to_uint8(clips).numpy(), columns=min(self.n, 4)), fps=self.fps)

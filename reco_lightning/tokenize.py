@@ -3,24 +3,33 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import lightning.pytorch as L
+import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from tqdm import tqdm
+from lightning.pytorch.utilities import rank_zero_only
 
+from reco_lightning.data.captions import read_captions
+from reco_lightning.data.manifest import MANIFEST, Manifest, check_grid
 from reco_lightning.data.token_writer import ClipSource, TokenShardWriter, refuse_shards
-from reco_lightning.data.video import Resize
+from reco_lightning.data.unfinished import UnfinishedTokens
+from reco_lightning.data.video import Resize, VideoError
 from reco_lightning.data.video_folder import Clip, VideoFolder
-from reco_lightning.tokenizers.base import VideoTokenizer, fingerprint, to_unit_range
+from reco_lightning.encoding import ClipsToEncode, EncodeModule, PartsCallback, as_it_was
+from reco_lightning.tokenizers.base import VideoTokenizer, fingerprint
+from reco_lightning.tokenizers.loading import load_tokenizer
 
 __all__ = ["pick_device", "tokenize_folder"]
+
+_UNFINISHED = ".unfinished"  # below the output
+_COPIED = 1024  # clips at a time, from the unfinished files to the shards
 
 
 def pick_device(device: str) -> torch.device:
@@ -50,20 +59,26 @@ def tokenize_folder(
     size: int | tuple[int, int] = 128,
     resize: Resize = "short_side_crop",
     clip_step: int | None = None,
+    captions: str | None = None,
     batch_size: int = 8,
     num_workers: int = 0,
     device: str = "auto",
+    devices: int = 1,
+    strategy: str = "auto",
     shard_size: int = 8192,
     overwrite: bool = False,
     progress: bool = True,
 ) -> Path:
     """Tokenise all videos below a folder.
 
-    Files that cannot be used are left out and named. The shards remember classes, files and frames of the clips, and
-    which tokenizer made them. An interrupted run leaves nothing behind.
+    Files that cannot be used are left out and named. The shards remember classes, captions, files and frames of the
+    clips, and which tokenizer made them. What is encoded is kept in `output` until the shards are there: a run that
+    was interrupted, in whatever way, goes on where it stopped when it is started again with the same arguments, and
+    ends with the same shards. Devices, workers, clips per shard and captions may change in between.
 
     Args:
-        tokenizer: Checkpoint of a `VQVAE`, or a `VideoTokenizer`.
+        tokenizer: Checkpoint or folder of any tokenizer of the package, whose content tells which; or a
+            `VideoTokenizer`.
         videos: Folder of videos; see `VideoFolder`.
         output: Folder to write the token shards to.
         frames: Frames per clip, T; what the tokenizer takes, as 1 + a multiple of 4.
@@ -71,64 +86,155 @@ def tokenize_folder(
         size: Side, or (height, width), of the clips in pixels; what the tokenizer was trained on.
         resize: `short_side_crop` or `squash`.
         clip_step: Distance between the starts of two clips of a file; by default they lie end to end.
-        batch_size: Clips that are encoded at a time.
-        num_workers: Worker processes that read videos; 0 reads in this one.
+        captions: File of JSON lines `{"file": "cats/a.mp4", "caption": "A cat."}`, files relative to `videos`.
+        batch_size: Clips that are encoded at a time, on each device.
+        num_workers: Worker processes for each device that read videos; 0 reads in the encoding process.
         device: A torch device, or `auto`.
+        devices: How many of them, each with a process of its own; -1 takes all GPUs. On a CPU, processes.
+        strategy: Lightning's, for more than one device: `auto`, `ddp`, `ddp_spawn` and so on.
         shard_size: Clips per shard.
-        overwrite: Replace token shards that lie in `output`.
+        overwrite: Replace token shards that lie in `output`, and what is left there of a tokenisation with other
+            arguments.
         progress: Show a progress bar and a summary.
 
     Returns:
         The folder of token shards.
 
     Raises:
-        ValueError: An argument is out of range, the tokenizer cannot encode such clips, or `output` holds shards.
+        ValueError: An argument is out of range, the tokenizer cannot encode such clips, or `output` holds shards, or
+            an unfinished tokenisation with other arguments.
         VideoError: No file can be used.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if not overwrite:
+    for argument, value in (("batch_size", batch_size), ("shard_size", shard_size)):
+        if value < 1:
+            raise ValueError(f"{argument} must be at least 1, got {value}")
+    placement = _placement(pick_device(device), devices)
+    kept = Path(output, _UNFINISHED)
+    first = getattr(rank_zero_only, "rank", 0) == 0  # the other processes use what the first one begins
+    if first and not overwrite and not (kept.is_dir() and not Path(output, MANIFEST).exists()):
         refuse_shards(output)  # before the videos are scanned, which can take long
     model, name = _open_tokenizer(tokenizer)
     height, width = (size, size) if isinstance(size, int) else size
-    grid = model.grid(frames, height, width)
+    grid = check_grid(model.grid(frames, height, width), frame_aligned=model.frame_aligned)
+    weights = fingerprint(model)
     folder = VideoFolder(videos, frames=frames, stride=stride, size=size, resize=resize, clip_step=clip_step)
-    writer = TokenShardWriter(
-        output,
-        vocab_size=model.codebook_size,
-        grid=grid,
-        tokenizer=name,
-        tokenizer_sha256=fingerprint(model),
-        classes=folder.classes,
-        video={"frames": frames, "stride": stride, "size": [height, width], "resize": resize},
-        shard_size=shard_size,
-        overwrite=overwrite,
+    work = UnfinishedTokens(kept, grid=grid, vocab_size=model.codebook_size, clips=len(folder))
+    reading = {"frames": frames, "stride": stride, "size": [height, width], "resize": resize}
+    header = {
+        "vocab_size": model.codebook_size,
+        "grid": grid,
+        "frame_aligned": model.frame_aligned,
+        "tokenizer": name,
+        "tokenizer_sha256": weights,
+        "classes": folder.classes,
+        "video": reading,
+        "shard_size": shard_size,
+    }
+    publisher = _Publisher(Path(output), folder, work, header, _captions(captions, folder), overwrite, progress)
+    plan = {
+        **({"tokenizer_sha256": weights} if weights else {"tokenizer": name}),  # a checkpoint may be renamed
+        **reading,
+        "clip_step": folder.clip_step,
+        **{key: header[key] for key in ("vocab_size", "grid", "frame_aligned")},
+        "videos": {_relative(path, folder): _state_of(path, folder) for path in folder.infos},
+    }
+    if first:
+        work.begin(plan, anew=overwrite)
+    trainer = L.Trainer(
+        **placement,
+        strategy=strategy,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        use_distributed_sampler=False,  # ClipsToEncode deals out the batches
+        callbacks=[PartsCallback(work, [clip.path for clip in folder.clips], publisher.publish, progress=progress)],
     )
-    loader = DataLoader(folder, batch_size, num_workers=num_workers, pin_memory=torch.cuda.is_available())
-    seen: set[int] = set()
-    with writer, _placed(model, pick_device(device)) as target:
-        bar = tqdm(total=len(folder), desc="Tokenising", unit="clip", disable=not progress, dynamic_ncols=True)
-        with bar:
-            for batch in loader:
-                ids = model.encode(to_unit_range(batch["video"].to(target, non_blocking=True)))
-                places = batch["index"].tolist()
-                # a file that went bad since the scan is stood in for by clips that are here already
-                fresh = [row for row, place in enumerate(places) if place not in seen.union(places[:row])]
-                seen.update(places)
-                sources = [_source(folder.clips[places[row]], folder) for row in fresh]
-                writer.write(ids[fresh], batch["label"][fresh], sources)
-                bar.update(len(places))
-    if progress:
-        sys.stdout.write(_summary(writer, folder, len(folder) - len(seen)))
+    with as_it_was(model):
+        clips = ClipsToEncode(folder, work, plan=plan, batch_size=batch_size, num_workers=num_workers)
+        trainer.predict(EncodeModule(model), datamodule=clips, return_predictions=False)
     return Path(output)
+
+
+@dataclass(frozen=True)
+class _Publisher:
+    """Turns what is encoded into shards; may be sent to another process."""
+
+    output: Path
+    folder: VideoFolder
+    work: UnfinishedTokens
+    header: Mapping[str, Any]
+    captions: Mapping[str, str] | None
+    overwrite: bool
+    progress: bool
+
+    def publish(self) -> None:
+        """Write the shards in the order of the clips, remove the unfinished files, and say what was done."""
+        if not self.overwrite and (self.output / MANIFEST).exists():
+            refuse_shards(self.output)  # another run was quicker
+        encoded, failed = self.work.read(), self.work.failures()
+        numbers, missing = np.flatnonzero(encoded.done), np.flatnonzero(~encoded.done).tolist()
+        if forgotten := [number for number in missing if number not in failed]:
+            raise RuntimeError(
+                f"{len(forgotten)} clips were neither encoded nor given up, clip {forgotten[0]} for one; "
+                f"{self.work.folder} keeps the others: start the same tokenisation again"
+            )
+        if not len(numbers):
+            raise VideoError(self.folder.root, "none of its videos can be read any more; is the disk still there?")
+        # overwrite: shards without a manifest are of a run that was killed here
+        workspace = self.work.folder / "shards"
+        with TokenShardWriter(self.output, overwrite=True, workspace=workspace, **self.header) as writer:
+            for start in range(0, len(numbers), _COPIED):
+                part = numbers[start : start + _COPIED]
+                clips = [self.folder.clips[number] for number in part.tolist()]
+                sources = [_source(clip, self.folder) for clip in clips]
+                texts = [self.captions.get(source.path) for source in sources] if self.captions else None
+                writer.write(encoded.ids(part), np.array([clip.label for clip in clips]), sources, texts)
+        del encoded  # its files are mapped
+        self.work.remove()
+        if self.progress:
+            summary = [
+                *_written(writer.manifest, self.output),
+                *self._left_out({number: failed[number] for number in missing}),
+                *self._without_caption(writer.manifest),
+            ]
+            sys.stdout.write("\n".join(summary) + "\n")
+
+    def _left_out(self, lost: Mapping[int, str]) -> list[str]:
+        lines = []
+        if self.folder.skipped:
+            lines += [f"Left out {len(self.folder.skipped)} video(s):"]
+            lines += [f"  {_relative(path, self.folder)}: {reason}" for path, reason in self.folder.skipped]
+        if lost:
+            lines += [f"Left out {len(lost)} clip(s) of videos that could be scanned but not read again:"]
+            counts = Counter((self.folder.clips[number].path, reason) for number, reason in lost.items())
+            lines += [
+                f"  {_relative(path, self.folder)}, {count} clip(s): {reason}"
+                for (path, reason), count in counts.items()
+            ]
+        return lines
+
+    def _without_caption(self, manifest: Manifest) -> list[str]:
+        if self.captions is None:
+            return []
+        missing = [source for source in manifest.sources if source not in self.captions]
+        return [f"{len(missing)} video(s) have no caption, {missing[0]} for one."] if missing else []
+
+
+def _placement(device: torch.device, devices: int) -> dict[str, Any]:
+    if devices < 1 and devices != -1:
+        raise ValueError(f"devices must be at least 1, or -1 for all GPUs, got {devices}")
+    if device.index is None or device.type == "cpu":
+        return {"accelerator": device.type, "devices": devices}
+    if devices != 1:
+        raise ValueError(f"devices must be 1 for device={str(device)!r}, which is one alone, got {devices}")
+    return {"accelerator": device.type, "devices": [device.index]}
 
 
 def _open_tokenizer(tokenizer: str | VideoTokenizer) -> tuple[VideoTokenizer, str]:
     if isinstance(tokenizer, str):
-        from reco_lightning.checkpoints import load_module
-        from reco_lightning.tokenizers.vqvae import VQVAE
-
-        return load_module(tokenizer, VQVAE), f"{VQVAE.__name__} {Path(tokenizer).name}"
+        loaded = load_tokenizer(tokenizer)
+        return loaded, f"{type(loaded).__name__} {Path(tokenizer).name}"
     if not isinstance(tokenizer, VideoTokenizer):
         raise ValueError(
             f"tokenizer must be a checkpoint or have the members of VideoTokenizer, got a {type(tokenizer).__name__}"
@@ -136,36 +242,30 @@ def _open_tokenizer(tokenizer: str | VideoTokenizer) -> tuple[VideoTokenizer, st
     return tokenizer, type(tokenizer).__name__
 
 
-@contextmanager
-def _placed(model: VideoTokenizer, device: torch.device) -> Iterator[torch.device]:
-    """The device, with the tokenizer on it and in evaluation mode; both are restored."""
-    if not isinstance(model, nn.Module):
-        yield device
-        return
-    first: Tensor | None = next(itertools.chain(model.parameters(), model.buffers()), None)
-    before, training = device if first is None else first.device, model.training
-    try:
-        model.to(device).eval()
-        yield device
-    finally:
-        model.to(before).train(training)
+def _captions(path: str | None, folder: VideoFolder) -> dict[str, str] | None:
+    if path is None:
+        return None
+    files = [*folder.infos, *(file for file, _ in folder.skipped)]
+    return read_captions(path, files=[_relative(file, folder) for file in files])
+
+
+def _relative(path: str, folder: VideoFolder) -> str:
+    return os.path.relpath(path, folder.root)
+
+
+def _state_of(path: str, folder: VideoFolder) -> str:
+    size = os.path.getsize(path) if os.path.exists(path) else 0
+    return f"{size} bytes, {folder.infos[path].frames} frames"
 
 
 def _source(clip: Clip, folder: VideoFolder) -> ClipSource:
     stop = clip.start + (folder.frames - 1) * folder.stride + 1
-    return ClipSource(os.path.relpath(clip.path, folder.root), clip.start, stop, folder.stride)
+    return ClipSource(_relative(clip.path, folder), clip.start, stop, folder.stride)
 
 
-def _summary(writer: TokenShardWriter, folder: VideoFolder, lost: int) -> str:
-    manifest = writer.manifest
+def _written(manifest: Manifest, output: Path) -> list[str]:
     tokens = " x ".join(map(str, manifest.grid))
-    lines = [
+    return [
         f"Wrote {manifest.clips} clips of {tokens} tokens (ids below {manifest.vocab_size}) from "
-        f"{len(manifest.sources)} videos in {len(manifest.classes)} class(es) to {writer.folder}."
+        f"{len(manifest.sources)} videos in {len(manifest.classes)} class(es) to {output}."
     ]
-    if folder.skipped:
-        lines += [f"Left out {len(folder.skipped)} video(s):"]
-        lines += [f"  {os.path.relpath(path, folder.root)}: {reason}" for path, reason in folder.skipped]
-    if lost:
-        lines += [f"Left out {lost} clip(s) of videos that could be scanned but not read again (see the warnings)."]
-    return "\n".join(lines) + "\n"

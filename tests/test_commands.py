@@ -78,7 +78,7 @@ def test_without_a_tokenizer_it_says_how_to_get_videos(tmp_path: Path, capsys: p
         ["generate", f"--checkpoint={video_model(tmp_path)}", f"--output={tmp_path / 'out'}", "-n", "1", "--device=cpu"]
     )
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["tokens.npy"]
-    assert "--tokenizer CHECKPOINT" in capsys.readouterr().out
+    assert "--tokenizer PATH" in capsys.readouterr().out
 
 
 def test_a_class_can_be_asked_for(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from reco_lightning import ReCoCallback, VideoModel, VideoTransformer, WindowSampler
+from reco_lightning.data.token_module import TokenDataModule
 from reco_lightning.data.tokens import ClipSource, TokenShards
 from reco_lightning.data.video_folder import VideoFolder
 from reco_lightning.media import write_video
@@ -126,10 +128,70 @@ def test_any_tokenizer_will_do(videos, tmp_path):
     assert shards[0]["tokens"].tolist() == [1] * 8
 
 
+class Holistic:
+    """Ids of the whole clip, in no order of time: brightness of the clip and of its colours."""
+
+    codebook_size, temporal_stride, spatial_stride, frame_aligned = 256, 5, 32, False
+
+    def grid(self, frames, height, width):
+        return (4,)
+
+    def encode(self, video):
+        pixels = (video + 1) * 127.5
+        return torch.cat([pixels.mean((1, 2, 3, 4))[:, None], pixels.mean((2, 3, 4))], 1).long()
+
+    def decode(self, ids, *, clamp=False): ...
+
+
+def test_holistic_ids_are_stored_and_train_in_windows_over_equal_ranges(videos, tmp_path, capsys):
+    path = run(videos, tmp_path / "tokens", tokenizer=Holistic(), progress=True)
+    assert "Wrote 7 clips of 4 tokens (ids below 256)" in capsys.readouterr().out
+    shards = TokenShards(path)
+    assert (shards.grid, shards.manifest.frame_aligned) == ((4,), False)
+    video = VideoFolder(videos, frames=5, size=32)[6]["video"]
+    assert shards[6]["tokens"].tolist() == Holistic().encode(to_unit_range(video[None]))[0].tolist()
+    network = VideoTransformer(vocab_size=256, grid=(4, 1, 1), dim=32, depth=2, heads=2)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[ReCoCallback(WindowSampler(2, 2, window_blocks=1), continuity_weight=0)],
+    )
+    trainer.fit(VideoModel(network), datamodule=TokenDataModule(str(path), batch_size=2, val_fraction=0.3))
+    assert trainer.global_step == 2
+
+
+def test_captions_are_stored_with_their_clips(videos, tmp_path, capsys):
+    path = tmp_path / "captions.jsonl"
+    path.write_text(
+        '{"file": "b/three.mp4", "caption": "Noise."}\n'
+        '{"file": "a/two.mp4", "caption": "Noise."}\n'
+        '{"file": "b/broken.mp4", "caption": "Nothing."}\n'
+    )
+    (videos / "b" / "broken.mp4").write_bytes(b"no video")
+    with pytest.warns(UserWarning, match="1 of 4 videos"):
+        shards = TokenShards(run(videos, tmp_path / "tokens", captions=str(path), progress=True))
+    assert [shards.caption(index) for index in range(7)] == [None, None] + ["Noise."] * 5
+    assert shards.manifest.captions == ("Noise.",)
+    assert "1 video(s) have no caption, a/one.mp4 for one." in capsys.readouterr().out
+    path.write_text('{"file": "three.mp4", "caption": "Noise."}')
+    with (
+        pytest.warns(UserWarning, match="1 of 4 videos"),
+        pytest.raises(ValueError, match=r"captions must name files relative to the folder of videos.*line 1"),
+    ):
+        run(videos, tmp_path / "other", captions=str(path))
+    assert not (tmp_path / "other").exists()
+
+
 def test_errors_come_before_the_work_and_leave_nothing(videos, tmp_path, monkeypatch):
     output = tmp_path / "tokens"
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         run(videos, output, batch_size=0)
+    with pytest.raises(ValueError, match="shard_size must be at least 1, got 0"):
+        run(videos, output, shard_size=0)
     with pytest.raises(ValueError, match=r"frames must be 1 \+ a multiple of 4 .*, got 6"):
         run(videos, output, frames=6)
     with pytest.raises(ValueError, match="height must be a multiple of 8 pixels, got 36"):
@@ -147,15 +209,22 @@ def test_errors_come_before_the_work_and_leave_nothing(videos, tmp_path, monkeyp
     run(videos, output, overwrite=True)
 
 
-def test_a_failure_half_way_leaves_nothing(videos, tmp_path, monkeypatch):
+def test_a_failure_half_way_leaves_no_shards_but_what_is_encoded(videos, tmp_path, monkeypatch):
     net = tokenizer().train()
+    net.encoder.eval()  # modes need not be the same all over
     calls = iter([0, 1])
     encode = net.encode
-    monkeypatch.setattr(net, "encode", lambda video: encode(video) if next(calls) == 0 else 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        run(videos, tmp_path / "tokens", tokenizer=net, batch_size=2, shard_size=1)
-    assert list((tmp_path / "tokens").iterdir()) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(net, "encode", lambda video: encode(video) if next(calls) == 0 else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(videos, tmp_path / "tokens", tokenizer=net, batch_size=2, shard_size=1)
+    assert [path.name for path in (tmp_path / "tokens").iterdir()] == [".unfinished"]
     assert net.training
+    assert not net.encoder.training
+    assert net._trainer is None
+    with pytest.raises(ValueError, match="folder must hold token shards"):
+        TokenShards(tmp_path / "tokens")
+    assert len(TokenShards(run(videos, tmp_path / "tokens", tokenizer=net, batch_size=2))) == 7
 
 
 def test_device():

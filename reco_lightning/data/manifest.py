@@ -6,16 +6,29 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["COLUMNS", "MANIFEST", "Manifest", "Shard", "StoredArray", "file_sha256", "read_manifest", "write_manifest"]
+__all__ = [
+    "COLUMNS",
+    "MANIFEST",
+    "Manifest",
+    "Shard",
+    "StoredArray",
+    "check_grid",
+    "file_sha256",
+    "read_manifest",
+    "write_manifest",
+]
 
 MANIFEST = "manifest.json"
-COLUMNS = ("label", "source", "start", "stop", "stride")  # of the per-clip table; source is -1 where it is not known
+# of the per-clip table; source and caption are -1 where there is none
+COLUMNS = ("label", "source", "start", "stop", "stride", "caption")
+_COLUMNS_BEFORE_CAPTIONS = COLUMNS[:5]
 _FORMAT, _VERSION = "reco_lightning.tokens", 1
 
 
@@ -40,8 +53,8 @@ class Shard:
 
     Attributes:
         clips: How many.
-        tokens: Ids (clips, t, h, w) of the manifest's dtype.
-        table: int64 (clips, 5), the columns of `COLUMNS`.
+        tokens: Ids (clips, t, h, w), or (clips, N), of the manifest's dtype.
+        table: int64 (clips, 6), the columns of `COLUMNS`; (clips, 5), without captions, in folders of older versions.
     """
 
     clips: int
@@ -55,7 +68,7 @@ class Manifest:
 
     Attributes:
         vocab_size: V; ids are 0 to V - 1.
-        grid: (t, h, w) of every clip.
+        grid: (t, h, w) of every clip, or (N,) where the ids lie on no grid.
         dtype: Of the stored ids: uint16, or uint32 where V is above 65536.
         clips: How many, in all shards.
         tokenizer: Name of what made the ids.
@@ -64,10 +77,13 @@ class Manifest:
         sources: Video files of the clips, relative to the folder of videos.
         video: How the clips were read: frames, stride, size and the like; plain values.
         shards: The files, in order of the clips.
+        frame_aligned: Whether the ids of a clip are in order of time, those of frame block k at place k of the grid.
+        captions: Texts of the clips; the table's last column holds places in this list.
+        columns: Of the per-clip tables.
     """
 
     vocab_size: int
-    grid: tuple[int, int, int]
+    grid: tuple[int, ...]
     dtype: str
     clips: int
     tokenizer: str = ""
@@ -76,6 +92,14 @@ class Manifest:
     sources: tuple[str, ...] = ()
     video: Mapping[str, Any] = field(default_factory=dict)
     shards: tuple[Shard, ...] = ()
+    frame_aligned: bool = True
+    captions: tuple[str, ...] = ()
+    columns: tuple[str, ...] = COLUMNS
+
+    @property
+    def tokens(self) -> int:
+        """N, ids per clip."""
+        return math.prod(self.grid)
 
     @property
     def files(self) -> list[StoredArray]:
@@ -107,7 +131,7 @@ def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> Path:
         The file.
     """
     path = Path(folder, MANIFEST)
-    content = {"format": _FORMAT, "version": _VERSION, "columns": COLUMNS, **dataclasses.asdict(manifest)}
+    content = {"format": _FORMAT, "version": _VERSION, **dataclasses.asdict(manifest)}
     temporary = path.with_name(f".{MANIFEST}.{os.getpid()}.tmp")
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump(content, file, indent=1, ensure_ascii=False)
@@ -140,7 +164,8 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
         found = (content["format"], content["version"])
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} must be a manifest of token shards, but cannot be read as one: {error!r}") from error
-    if found != (_FORMAT, _VERSION) or tuple(content.get("columns", ())) != COLUMNS:
+    columns = tuple(content.get("columns", ()))
+    if found != (_FORMAT, _VERSION) or columns not in (COLUMNS, _COLUMNS_BEFORE_CAPTIONS):
         raise ValueError(
             f"{path} must be of format {_FORMAT!r}, version {_VERSION}, columns {COLUMNS}, got {found[0]!r}, version "
             f"{found[1]}, columns {content.get('columns')}; tokenise again, or install the version that wrote it"
@@ -148,7 +173,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     try:
         manifest = Manifest(
             vocab_size=int(content["vocab_size"]),
-            grid=_grid(content["grid"]),
+            grid=check_grid(content["grid"], frame_aligned=content.get("frame_aligned", True)),
             dtype=str(content["dtype"]),
             clips=int(content["clips"]),
             tokenizer=str(content["tokenizer"]),
@@ -160,6 +185,9 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
                 Shard(int(shard["clips"]), StoredArray(**shard["tokens"]), StoredArray(**shard["table"]))
                 for shard in content["shards"]
             ),
+            frame_aligned=bool(content.get("frame_aligned", True)),  # older versions stored no other ids
+            captions=tuple(map(str, content.get("captions", ()))),
+            columns=columns,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
@@ -169,9 +197,31 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     return manifest
 
 
-def _grid(value: Any) -> tuple[int, int, int]:
-    t, h, w = map(int, value)
-    return t, h, w
+def check_grid(grid: Sequence[int], *, frame_aligned: bool = True) -> tuple[int, ...]:
+    """Check the shape of a clip's ids.
+
+    Args:
+        grid: (t, h, w), or (N,) where the ids lie on no grid.
+        frame_aligned: Whether the ids are in order of time; then the grid has to say where frame blocks end.
+
+    Returns:
+        The same.
+
+    Raises:
+        ValueError: There are other than one or three numbers, one is not positive, or time has no axis of its own.
+
+    Example:
+        >>> check_grid([5, 16, 16]), check_grid([1024], frame_aligned=False)
+        ((5, 16, 16), (1024,))
+    """
+    numbers = tuple(map(int, grid))
+    if len(numbers) not in (1, 3) or min(numbers) < 1:
+        raise ValueError(f"grid must be three positive numbers (t, h, w), or one (N,), got {numbers}")
+    if frame_aligned and len(numbers) == 1:
+        raise ValueError(
+            f"grid must be (t, h, w) where ids are in order of time, got {numbers}; pass frame_aligned=False"
+        )
+    return numbers
 
 
 def _check(path: Path, manifest: Manifest) -> None:
@@ -180,7 +230,7 @@ def _check(path: Path, manifest: Manifest) -> None:
         raise ValueError(f"{path} must count its clips right, got clips {manifest.clips} and {counted} in its shards")
     if manifest.dtype not in ("uint16", "uint32"):
         raise ValueError(f"{path} must name dtype uint16 or uint32, got {manifest.dtype!r}")
-    if min(manifest.grid) < 1 or manifest.vocab_size < 1:
+    if manifest.vocab_size < 1:
         raise ValueError(f"{path} must have a positive grid and vocabulary, got {manifest.grid}, {manifest.vocab_size}")
     for shard in manifest.shards:
         for name in (shard.tokens.file, shard.table.file):

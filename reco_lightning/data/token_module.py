@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from reco_lightning.data.passes import data_ranks
 from reco_lightning.data.resumable import ResumableDataLoader
+from reco_lightning.data.shard_fit import refuse_misfit
 from reco_lightning.data.tokens import TokenItem, TokenShards
 
 __all__ = ["Split", "TokenDataModule", "split_by_source", "split_by_time"]
@@ -31,7 +32,7 @@ def split_by_source(table: Table, *, val_fraction: float, seed: int = 0) -> tupl
     tokenizer never saw validate the model too. Where there is a single file, the split is `split_by_time`.
 
     Args:
-        table: int64 (clips, 5), `TokenShards.table`.
+        table: int64 (clips, 6), `TokenShards.table`.
         val_fraction: Share of the files to validate on, 0 to below 1.
         seed: Decides which files.
 
@@ -62,7 +63,7 @@ def split_by_time(table: Table, *, val_fraction: float) -> tuple[list[int], list
     """Split every file's clips by time: the last ones validate, and clips that share frames with them are left out.
 
     Args:
-        table: int64 (clips, 5), `TokenShards.table`. Clips of unknown origin count as one file in order.
+        table: int64 (clips, 6), `TokenShards.table`. Clips of unknown origin count as one file in order.
         val_fraction: Share of each file's clips to validate on, 0 to below 1; a file of one clip is for training.
 
     Returns:
@@ -105,6 +106,10 @@ class TokenDataModule(L.LightningDataModule):
 
     A batch is `{"tokens": int64 (B, N), "label": int64 (B,)}`. The training loader is a `ResumableDataLoader`: a run
     stopped at any step and resumed from its checkpoint sees the batches that the uninterrupted one would have seen.
+
+    Shards that do not fit are refused before the first step: their vocabulary and grid are compared with those of the
+    module's `network`, their ids and frame blocks with the `sampler` of a callback (`ReCoCallback`), where there are
+    such.
 
     Args:
         folder: A folder that `reco tokenize` wrote.
@@ -178,8 +183,12 @@ class TokenDataModule(L.LightningDataModule):
 
         Args:
             stage: `fit`, `validate`, `test` or `predict`; all see the same split.
+
+        Raises:
+            ValueError: There are no shards, or they do not fit the model or, in `fit`, the windows.
         """
         self.shards = TokenShards(self.folder)
+        self._refuse_misfit(stage)
         table = self.shards.table()
         if self.split == "source":
             train, held_out = split_by_source(table, val_fraction=self.val_fraction, seed=self.split_seed)
@@ -194,8 +203,9 @@ class TokenDataModule(L.LightningDataModule):
         """Training clips.
 
         Raises:
-            ValueError: They do not fill a batch on every process.
+            ValueError: They do not fill a batch on every process, or do not fit the model or the windows.
         """
+        self._refuse_misfit("fit")
         rank, world_size = data_ranks(self.trainer)
         loader = ResumableDataLoader(
             self.train_set,
@@ -221,6 +231,7 @@ class TokenDataModule(L.LightningDataModule):
     @override
     def val_dataloader(self) -> DataLoader[TokenItem] | list[DataLoader[TokenItem]]:
         """Validation clips in order; no loader with `val_fraction=0`."""
+        self._refuse_misfit("validate")  # again: the network may have been made after setup, in configure_model
         return self._in_order(self.val_set) if len(self.val_set) else []
 
     @override
@@ -232,6 +243,15 @@ class TokenDataModule(L.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[TokenItem]:
         """All clips in order."""
         return self._in_order(Subset(self.shards, range(len(self.shards))))
+
+    def _refuse_misfit(self, stage: str) -> None:
+        if self.trainer is None:
+            return
+        network = getattr(self.trainer.lightning_module, "network", None)
+        callbacks = getattr(self.trainer, "callbacks", []) if stage == "fit" else []
+        windows = [getattr(callback, "sampler", None) for callback in callbacks]
+        samplers = [each for each in windows if hasattr(each, "frame_blocks") and hasattr(each, "tokens_per_block")]
+        refuse_misfit(self.shards.manifest, folder=self.folder, network=network, samplers=samplers)
 
     def _in_order(self, clips: Subset[TokenItem]) -> DataLoader[TokenItem]:
         return DataLoader(

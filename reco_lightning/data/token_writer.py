@@ -22,6 +22,7 @@ from reco_lightning.data.manifest import (
     Manifest,
     Shard,
     StoredArray,
+    check_grid,
     file_sha256,
     write_manifest,
 )
@@ -63,12 +64,12 @@ def token_dtype(vocab_size: int) -> str:
     return "uint16" if vocab_size <= 2**16 else "uint32"
 
 
-def check_ids(ids: Tensor | npt.ArrayLike, *, grid: tuple[int, int, int], vocab_size: int) -> npt.NDArray[Any]:
+def check_ids(ids: Tensor | npt.ArrayLike, *, grid: tuple[int, ...], vocab_size: int) -> npt.NDArray[Any]:
     """Check the ids of some clips.
 
     Args:
-        ids: Integers (n, t, h, w).
-        grid: (t, h, w).
+        ids: Integers (n, t, h, w), or (n, N).
+        grid: (t, h, w), or (N,).
         vocab_size: V.
 
     Returns:
@@ -84,13 +85,14 @@ def check_ids(ids: Tensor | npt.ArrayLike, *, grid: tuple[int, int, int], vocab_
     array = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
     if not np.issubdtype(array.dtype, np.integer):
         raise ValueError(f"ids must be integers, got {array.dtype}")
-    if array.ndim != 4 or array.shape[1:] != tuple(grid):
+    if array.ndim != 1 + len(grid) or array.shape[1:] != tuple(grid):
         raise ValueError(f"ids must have shape (n, {', '.join(map(str, grid))}), got {array.shape}")
     wrong = np.argwhere((array < 0) | (array >= vocab_size))
     if len(wrong):
         place = tuple(map(int, wrong[0]))
         raise ValueError(
-            f"ids must be 0 to {vocab_size - 1}, got {int(array[place])} in clip {place[0]} at (t, h, w) {place[1:]}; "
+            f"ids must be 0 to {vocab_size - 1}, got {int(array[place])} in clip {place[0]} at "
+            f"{'(t, h, w)' if len(grid) == 3 else 'place'} {place[1:]}; "
             "is vocab_size the tokenizer's codebook size?"
         )
     return array
@@ -125,13 +127,16 @@ class TokenShardWriter:
     Args:
         folder: Where to; made if missing.
         vocab_size: V; ids are 0 to V - 1.
-        grid: (t, h, w) of every clip.
+        grid: (t, h, w) of every clip, or (N,) where the ids lie on no grid.
         tokenizer: Name of what made the ids.
         tokenizer_sha256: `reco_lightning.tokenizers.base.fingerprint` of it.
         classes: Names of the classes. Where given, labels must be places in it.
         video: How the clips were read, for the record; plain values.
         shard_size: Clips per shard.
         overwrite: Replace shards that the folder holds already.
+        frame_aligned: Whether the ids of a clip are in order of time; False for a grid (N,).
+        workspace: Folder for what is not finished, made anew and removed at the end; on the same disk. By default one
+            of an own name in `folder`.
 
     Raises:
         ValueError: An argument is out of range, or the folder holds shards already.
@@ -149,36 +154,43 @@ class TokenShardWriter:
         folder: str | os.PathLike[str],
         *,
         vocab_size: int,
-        grid: tuple[int, int, int],
+        grid: tuple[int, ...],
         tokenizer: str = "",
         tokenizer_sha256: str = "",
         classes: Sequence[str] = (),
         video: dict[str, Any] | None = None,
         shard_size: int = 8192,
         overwrite: bool = False,
+        frame_aligned: bool = True,
+        workspace: str | os.PathLike[str] | None = None,
     ) -> None:
-        if len(grid) != 3 or min(grid) < 1:
-            raise ValueError(f"grid must be three positive numbers (t, h, w), got {tuple(grid)}")
+        shape = check_grid(grid, frame_aligned=frame_aligned)
         if shard_size < 1:
             raise ValueError(f"shard_size must be at least 1, got {shard_size}")
-        t, h, w = map(int, grid)
         self.folder = Path(folder)
         self.shard_size, self.overwrite = shard_size, overwrite
         self.manifest = Manifest(
             vocab_size=int(vocab_size),
-            grid=(t, h, w),
+            grid=shape,
             dtype=token_dtype(vocab_size),
             clips=0,
             tokenizer=tokenizer,
             tokenizer_sha256=tokenizer_sha256,
             classes=tuple(map(str, classes)),
             video=dict(video or {}),
+            frame_aligned=frame_aligned,
         )
         if not overwrite:
             refuse_shards(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._temporary: Path | None = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=self.folder))
+        if workspace is None:
+            workspace = tempfile.mkdtemp(prefix=".unfinished-", dir=self.folder)
+        else:
+            shutil.rmtree(workspace, ignore_errors=True)
+            os.makedirs(workspace)
+        self._temporary: Path | None = Path(workspace)
         self._sources: dict[str, int] = {}
+        self._captions: dict[str, int] = {}
         self._shards: list[Shard] = []
         self._ids: list[npt.NDArray[Any]] = []  # clips of the shard to come
         self._table: list[npt.NDArray[np.int64]] = []
@@ -189,13 +201,15 @@ class TokenShardWriter:
         ids: Tensor | npt.ArrayLike,
         labels: Tensor | npt.ArrayLike | None = None,
         sources: Sequence[ClipSource] | None = None,
+        captions: Sequence[str | None] | None = None,
     ) -> None:
         """Add clips.
 
         Args:
-            ids: Integers (n, t, h, w), 0 to V - 1.
+            ids: Integers (n, t, h, w), or (n, N), 0 to V - 1.
             labels: Integers (n,); without them all are 0.
             sources: Where the n clips come from; without them training and validation can be split by order only.
+            captions: Texts of the n clips; None for a clip without one.
 
         Raises:
             ValueError: Shapes, numbers or ids do not fit, or the writer is closed.
@@ -207,13 +221,18 @@ class TokenShardWriter:
         marks = _labels(labels, count, len(self.manifest.classes))
         if sources is not None and len(sources) != count:
             raise ValueError(f"sources must be one per clip, got {len(sources)} for {count} clips")
+        if captions is not None and len(captions) != count:
+            raise ValueError(f"captions must be one per clip, got {len(captions)} for {count} clips")
         table = np.full((count, len(COLUMNS)), -1, np.int64)
         table[:, 0] = marks
         for row, source in zip(table, sources or (), strict=False):
             if not 0 <= source.start < source.stop or source.stride < 1:
                 raise ValueError(f"sources must have 0 <= start < stop and stride >= 1, got {source}")
             row[1] = self._sources.setdefault(str(source.path), len(self._sources))
-            row[2:] = source[1:]
+            row[2:5] = source[1:]
+        for row, caption in zip(table, captions or (), strict=False):
+            if caption is not None:
+                row[5] = self._captions.setdefault(str(caption), len(self._captions))
         self._ids.append(array.astype(self.manifest.dtype))
         self._table.append(table)
         self._waiting += count
@@ -275,6 +294,7 @@ class TokenShardWriter:
             self.manifest,
             clips=sum(shard.clips for shard in self._shards),
             sources=tuple(self._sources),
+            captions=tuple(self._captions),
             shards=tuple(self._shards),
         )
         new = [stored.file for stored in self.manifest.files]

@@ -26,7 +26,7 @@ __all__ = ["ClipSource", "TokenItem", "TokenShardWriter", "TokenShards"]
 
 
 class TokenItem(TypedDict):
-    """One clip: `tokens` int64 (N,) in time order, N = t * h * w, and `label` int64 scalar."""
+    """One clip: `tokens` int64 (N,) in the order of the grid, N = t * h * w, and `label` int64 scalar."""
 
     tokens: Tensor
     label: Tensor
@@ -85,8 +85,8 @@ class TokenShards(Dataset[TokenItem]):
         return {**self.__dict__, "_maps": {}}
 
     @property
-    def grid(self) -> tuple[int, int, int]:
-        """(t, h, w) of every clip."""
+    def grid(self) -> tuple[int, ...]:
+        """(t, h, w) of every clip, or (N,) where the ids lie on no grid."""
         return self.manifest.grid
 
     @property
@@ -103,10 +103,14 @@ class TokenShards(Dataset[TokenItem]):
         """Label and origin of every clip.
 
         Returns:
-            int64 (clips, 5): label, place of the file in `manifest.sources` (-1: not known), first frame, frame after
-            the last, stride.
+            int64 (clips, 6): label, place of the file in `manifest.sources` (-1: not known), first frame, frame after
+            the last, stride, place of the text in `manifest.captions` (-1: none).
         """
-        return np.concatenate([self._array(number, table=True) for number in range(len(self.manifest.shards))])
+        table = np.full((len(self), len(COLUMNS)), -1, np.int64)
+        for number, end in enumerate(self._ends):
+            part = self._array(number, table=True)
+            table[end - len(part) : end, : part.shape[1]] = part
+        return table
 
     def source(self, index: int) -> ClipSource | None:
         """Where a clip comes from.
@@ -118,8 +122,21 @@ class TokenShards(Dataset[TokenItem]):
             File and frames, or None where they were not recorded.
         """
         shard, row = self._locate(index)
-        _, source, start, stop, stride = map(int, self._array(shard, table=True)[row])
+        source, start, stop, stride = map(int, self._array(shard, table=True)[row, 1:5])
         return None if source < 0 else ClipSource(self.manifest.sources[source], start, stop, stride)
+
+    def caption(self, index: int) -> str | None:
+        """The text of a clip.
+
+        Args:
+            index: Of the clip.
+
+        Returns:
+            The text, or None where there is none.
+        """
+        shard, row = self._locate(index)
+        place = int(self._array(shard, table=True)[row, 5]) if "caption" in self.manifest.columns else -1
+        return None if place < 0 else self.manifest.captions[place]
 
     def verify(self) -> None:
         """Read every file once and compare its checksum with the manifest's.
@@ -147,7 +164,7 @@ class TokenShards(Dataset[TokenItem]):
         shard = self.manifest.shards[number]
         stored = shard.table if table else shard.tokens
         if stored.file not in self._maps:
-            shape = (shard.clips, len(COLUMNS)) if table else (shard.clips, *self.grid)
+            shape = (shard.clips, len(self.manifest.columns)) if table else (shard.clips, *self.grid)
             dtype = "int64" if table else self.manifest.dtype
             self._maps[stored.file] = _map(self.folder / stored.file, shape, dtype)
         return self._maps[stored.file]

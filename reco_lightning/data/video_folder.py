@@ -148,24 +148,38 @@ class VideoFolder(Dataset[VideoItem]):
             if clip.path in self._failed:
                 continue
             try:
-                pixels = read_clip(
-                    clip.path,
-                    start=clip.start,
-                    frames=self.frames,
-                    stride=self.stride,
-                    size=self.size,
-                    resize=self.resize,
-                    info=self.infos[clip.path],
-                )
+                return self.read(place)
             except VideoError as error:
                 if self.on_error == "raise":
                     raise
                 self._failed.add(clip.path)
                 message = f"{error}. It was sound when scanned; from now on other files stand in for it."
                 warnings.warn(message, stacklevel=2)  # on every rank: each meets other files
-                continue
-            return {"video": torch.from_numpy(pixels), "label": torch.tensor(clip.label), "index": place}
         raise VideoError(self.root, "none of its videos can be read any more; is the disk still there?")
+
+    def read(self, index: int) -> VideoItem:
+        """Read a clip, and never another one in its stead.
+
+        Args:
+            index: Its place in `clips`.
+
+        Returns:
+            The clip.
+
+        Raises:
+            VideoError: It cannot be read any more.
+        """
+        clip = self.clips[index]
+        pixels = read_clip(
+            clip.path,
+            start=clip.start,
+            frames=self.frames,
+            stride=self.stride,
+            size=self.size,
+            resize=self.resize,
+            info=self.infos[clip.path],
+        )
+        return {"video": torch.from_numpy(pixels), "label": torch.tensor(clip.label), "index": index}
 
     def select(self, indices: Sequence[int]) -> VideoFolder:
         """Make a dataset of some of the clips; stand-ins for files that go bad come from these clips alone.

@@ -146,7 +146,7 @@ def sample_and_continue(
 
 
 @torch.inference_mode()
-def decode_grid(tokenizer: VideoTokenizer, tokens: Tensor, grid: tuple[int, int, int], *, columns: int = 2) -> Pixels:
+def decode_grid(tokenizer: VideoTokenizer, tokens: Tensor, grid: tuple[int, ...], *, columns: int = 2) -> Pixels:
     """Tokens to one video that shows all clips, enlarged.
 
     Args:

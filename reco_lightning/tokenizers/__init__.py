@@ -1,2 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From videos to token ids and back: the ``VideoTokenizer`` protocol and a small trainable tokenizer."""
+"""From videos to token ids and back: the ``VideoTokenizer`` protocol, published tokenizers and a trainable one."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from reco_lightning.tokenizers.base import VideoTokenizer
+    from reco_lightning.tokenizers.emu3 import Emu3Tokenizer
+    from reco_lightning.tokenizers.larp import LARPTokenizer
+    from reco_lightning.tokenizers.loading import load_tokenizer
+    from reco_lightning.tokenizers.omnitokenizer import OmniTokenizer
+    from reco_lightning.tokenizers.vidtok import VidTokTokenizer
+    from reco_lightning.tokenizers.vqvae import VQVAE
+
+__all__ = [
+    "VQVAE",
+    "Emu3Tokenizer",
+    "LARPTokenizer",
+    "OmniTokenizer",
+    "VidTokTokenizer",
+    "VideoTokenizer",
+    "load_tokenizer",
+]
+
+# Where each name lives. Imported on first use: one tokenizer's packages are not needed for another.
+_HOMES = {
+    "VQVAE": "vqvae",
+    "Emu3Tokenizer": "emu3",
+    "LARPTokenizer": "larp",
+    "OmniTokenizer": "omnitokenizer",
+    "VidTokTokenizer": "vidtok",
+    "VideoTokenizer": "base",
+    "load_tokenizer": "loading",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

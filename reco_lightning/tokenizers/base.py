@@ -135,16 +135,17 @@ def fingerprint(tokenizer: object) -> str:
 
 @runtime_checkable
 class VideoTokenizer(Protocol):
-    """A network that turns clips into a grid of integer ids and back.
+    """A network that turns clips into integer ids and back.
 
     Anything with these members is one; nothing needs to be inherited. Shapes: B batch, T frames, H W pixels,
-    (t, h, w) the grid of ids, V the codebook size.
+    (t, h, w) the grid of ids or N their number where they lie on none, V the codebook size.
 
     Attributes:
         codebook_size: V; ids lie in 0..V-1.
-        temporal_stride: Frames per latent frame after the first.
+        temporal_stride: Frames per latent frame; of the later ones, where the first frame is encoded alone.
         spatial_stride: Pixels per id along each side.
-        frame_aligned: True if ids lie on a (t, h, w) grid in time order, so that id blocks are blocks of frames.
+        frame_aligned: True if ids lie on a (t, h, w) grid in time order, so that id blocks are blocks of frames. False
+            if they are N ids of the whole clip, in no order of time.
 
     Example:
         >>> isinstance(object(), VideoTokenizer)
@@ -156,14 +157,14 @@ class VideoTokenizer(Protocol):
     spatial_stride: int
     frame_aligned: bool
 
-    def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Shape (t, h, w) of the ids of a clip of T frames of H x W pixels; ValueError if it cannot be encoded."""
+    def grid(self, frames: int, height: int, width: int) -> tuple[int, ...]:
+        """Shape (t, h, w) or (N,) of the ids of a clip of T frames of H x W pixels; ValueError if there are none."""
         ...
 
     def encode(self, video: Tensor) -> Tensor:
-        """Clips (B, 3, T, H, W), floating point in [-1, 1], to ids (B, t, h, w) int64; no gradient."""
+        """Clips (B, 3, T, H, W), floating point in [-1, 1], to ids (B, t, h, w) or (B, N) int64; no gradient."""
         ...
 
     def decode(self, ids: Tensor, *, clamp: bool = False) -> Tensor:
-        """Ids (B, t, h, w) to clips (B, 3, T, H, W) on the [-1, 1] scale; `clamp` clips to it; no gradient."""
+        """Ids (B, t, h, w) or (B, N) to clips (B, 3, T, H, W) on the [-1, 1] scale, clipped to it by `clamp`."""
         ...

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+
 import lightning.pytorch as L
 import numpy as np
 import pytest
@@ -175,6 +177,58 @@ def test_a_resumed_run_equals_the_uninterrupted_one(folder, tmp_path, stop, opti
         resumed, datamodule=TokenDataModule(folder, batch_size=4), ckpt_path=path
     )
     assert torch.equal(resumed.embed.weight, whole.embed.weight)
+
+
+class Diary(Net):
+    """Writes down the clips of every batch, a file for each process."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
+
+    def training_step(self, batch, batch_idx):
+        with open(f"{self.path}-{self.global_rank}", "a") as file:
+            print(batch["tokens"].tolist(), file=file)
+        return super().training_step(batch, batch_idx)
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        if self.global_step == 5:
+            self.trainer.save_checkpoint(f"{self.path}.ckpt")
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
+def test_two_processes_share_the_clips_and_go_on_in_the_middle_of_an_epoch(folder, tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a forked process must not wait for threads that were not forked with it
+
+    def seen(name, steps, resume=None):
+        one = L.Trainer(
+            accelerator="cpu",
+            devices=2,
+            strategy="ddp_fork",
+            max_steps=steps,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        data = TokenDataModule(folder, batch_size=2, val_fraction=0.2, num_workers=0)
+        one.fit(Diary(tmp_path / name / "seen"), datamodule=data, ckpt_path=resume)
+        return [(tmp_path / name / f"seen-{rank}").read_text().splitlines() for rank in (0, 1)]
+
+    # of 15 training clips an epoch is 3 steps of 2 processes with 2 clips each; step 5 is inside the second
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "again").mkdir()
+    whole = seen("whole", 9)
+    again = seen("again", 9, resume=str(tmp_path / "whole" / "seen.ckpt"))
+    torch.set_num_threads(threads)
+    training = {str(item["tokens"].tolist()) for item in ready(folder, val_fraction=0.2).train_set}
+    assert (len(training), [len(lines) for lines in whole]) == (15, [9, 9])
+    for epoch in (slice(0, 3), slice(3, 6), slice(6, 9)):
+        clips = [str(clip) for lines in whole for line in lines[epoch] for clip in json.loads(line)]
+        assert len(clips) == len(set(clips)) == 12
+        assert set(clips) <= training
+    assert again == [lines[5:] for lines in whole]
 
 
 def test_resuming_with_another_batch_size_is_refused(folder, tmp_path):

@@ -72,6 +72,62 @@ def test_sources_and_labels_are_optional(tmp_path):
     assert {int(shards[n]["label"]) for n in range(7)} == {0}
 
 
+def test_ids_on_no_grid(tmp_path):
+    ids = torch.arange(12).view(3, 4)
+    with TokenShardWriter(tmp_path, vocab_size=12, grid=(4,), frame_aligned=False) as writer:
+        with pytest.raises(ValueError, match=r"ids must have shape \(n, 4\), got \(1, 2, 2\)"):
+            writer.write(ids[:1].view(1, 2, 2))
+        with pytest.raises(ValueError, match=r"ids must be 0 to 11, got 12 in clip 1 at place \(3,\)"):
+            writer.write(ids[1:] + 1)
+        writer.write(ids)
+    shards = TokenShards(tmp_path)
+    assert (shards.grid, shards.manifest.tokens, shards.manifest.frame_aligned) == ((4,), 4, False)
+    assert torch.equal(torch.stack([shards[n]["tokens"] for n in range(3)]), ids)
+    with pytest.raises(ValueError, match=r"grid must be \(t, h, w\) where ids are in order of time, got \(4,\)"):
+        TokenShardWriter(tmp_path / "other", vocab_size=12, grid=(4,))
+    assert not (tmp_path / "other").exists()
+
+
+def test_captions_come_back(tmp_path):
+    with TokenShardWriter(tmp_path, vocab_size=100, grid=GRID, shard_size=2) as writer:
+        writer.write(random_ids(2), captions=["A cat.", None])
+        writer.write(random_ids(1))
+        writer.write(random_ids(3), captions=["A dog.", "", "A cat."])
+        with pytest.raises(ValueError, match="captions must be one per clip, got 2 for 1 clips"):
+            writer.write(random_ids(1), captions=["A dog.", "A cat."])
+    shards = TokenShards(tmp_path)
+    assert [shards.caption(n) for n in range(6)] == ["A cat.", None, None, "A dog.", "", "A cat."]
+    assert shards.table()[:, 5].tolist() == [0, -1, -1, 1, 2, 0]
+
+
+def test_a_folder_written_before_there_were_captions_is_read(tmp_path):
+    sources = [ClipSource("a.mp4", 9 * n, 9 * n + 9) for n in range(7)]
+    table = write(tmp_path, sources=sources, shard_size=4).table()
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    for shard in manifest["shards"]:
+        path = tmp_path / shard["table"]["file"]
+        np.save(path, np.load(path)[:, :5])
+        shard["table"].update(bytes=path.stat().st_size, sha256=file_sha256(path))
+    manifest["columns"] = manifest["columns"][:5]
+    for key in ("frame_aligned", "captions"):
+        del manifest[key]
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    old = TokenShards(tmp_path)
+    old.verify()
+    assert old.manifest.frame_aligned
+    assert np.array_equal(old.table(), table)
+    assert [old.source(n) for n in range(7)] == sources
+    assert old.caption(0) is None
+
+
+def test_the_workspace_of_a_killed_writer_is_used_again(tmp_path):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "tokens-00000.npy").touch()
+    write(tmp_path / "tokens", workspace=tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+    assert len(list((tmp_path / "tokens").iterdir())) == 3
+
+
 def test_index_out_of_range(tmp_path):
     shards = write(tmp_path)
     for index in (7, -8):
@@ -152,7 +208,9 @@ def test_a_folder_without_a_clip_is_refused(tmp_path):
 
 
 def test_writer_argument_errors(tmp_path):
-    with pytest.raises(ValueError, match=r"grid must be three positive numbers \(t, h, w\), got \(1, 0, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"grid must be three positive numbers \(t, h, w\), or one \(N,\), got \(1, 0, 2\)"
+    ):
         TokenShardWriter(tmp_path, vocab_size=8, grid=(1, 0, 2))
     with pytest.raises(ValueError, match="shard_size must be at least 1, got 0"):
         TokenShardWriter(tmp_path, vocab_size=8, grid=GRID, shard_size=0)

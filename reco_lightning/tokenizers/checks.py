@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the adapters of foreign tokenizers check before the library behind them would fail, or quietly drop frames."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+__all__ = ["block_grid", "check_ids", "check_video"]
+
+
+def block_grid(
+    frames: int, height: int, width: int, *, frame_multiple: int, temporal_stride: int, spatial_stride: int
+) -> tuple[int, int, int]:
+    """Shape (t, h, w) of the ids of a clip that is encoded in whole blocks of frames, the first frame not alone.
+
+    Args:
+        frames: T, a multiple of frame_multiple.
+        height: H in pixels, a multiple of spatial_stride.
+        width: W in pixels, a multiple of spatial_stride.
+        frame_multiple: Frames that are encoded or decoded together.
+        temporal_stride: Frames per latent frame.
+        spatial_stride: Pixels per id along each side.
+
+    Returns:
+        t = frames / temporal_stride, h and w.
+
+    Raises:
+        ValueError: One of the three does not divide; the message names it and the nearest sizes that do.
+
+    Example:
+        >>> block_grid(16, 64, 96, frame_multiple=4, temporal_stride=4, spatial_stride=8)
+        (4, 8, 12)
+    """
+    for name, size, multiple, unit, remedy in (
+        ("frames", frames, frame_multiple, "", "take clips of"),
+        ("height", height, spatial_stride, " pixels", "resize or crop the clips to"),
+        ("width", width, spatial_stride, " pixels", "resize or crop the clips to"),
+    ):
+        if size < multiple or size % multiple:
+            low = max(size // multiple * multiple, multiple)
+            near = f"{low} or {low + multiple}" if size > multiple else str(low)
+            raise ValueError(f"{name} must be a multiple of {multiple}{unit}, got {size}; {remedy} {near}")
+    return frames // temporal_stride, height // spatial_stride, width // spatial_stride
+
+
+def check_video(video: Tensor) -> None:
+    """Refuses what is no batch of clips in [-1, 1].
+
+    Args:
+        video: To be floating point, (B, 3, T, H, W).
+
+    Raises:
+        ValueError: It is not.
+
+    Example:
+        >>> import torch
+        >>> check_video(torch.zeros(1, 3, 4, 16, 16))
+    """
+    if video.ndim != 5 or video.shape[1] != 3 or not video.is_floating_point():
+        raise ValueError(
+            f"video must be floating point of shape (B, 3, T, H, W) in [-1, 1], got {video.dtype} of shape "
+            f"{tuple(video.shape)}; to_unit_range makes it from uint8 clips"
+        )
+
+
+def check_ids(ids: Tensor, codebook_size: int) -> None:
+    """Refuses what is no batch of grids of ids.
+
+    Args:
+        ids: To be integers, (B, t, h, w), 0 to codebook_size - 1.
+        codebook_size: V.
+
+    Raises:
+        ValueError: The shape, dtype or range does not fit.
+
+    Example:
+        >>> import torch
+        >>> check_ids(torch.tensor([[[[0, 7]]]]), 8)
+    """
+    if ids.ndim != 4 or ids.is_floating_point() or ids.numel() == 0:
+        raise ValueError(
+            f"ids must be integers of shape (B, t, h, w), got {ids.dtype} of shape {tuple(ids.shape)}; "
+            "flat ids (B, N) need .view(B, *grid)"
+        )
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= codebook_size:
+        raise ValueError(
+            f"ids must be 0 to {codebook_size - 1}, got {low} to {high}; were they made by another tokenizer?"
+        )
