@@ -64,6 +64,11 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command("demo", "Train plainly and with ReCo on real clips, and compare.", "reco_lightning.demo:run_demo"),
     Command(
+        "benchmark",
+        "Measure steps of the plain model and of the windowed methods: time, memory, operations.",
+        "reco_lightning.benchmark_report:benchmark",
+    ),
+    Command(
         "explain",
         "Say which engine, blocks and head a config would use, and what a step costs.",
         "reco_lightning.lightning_cli:run_explain",

@@ -79,6 +79,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         "tokenize",
         "generate",
         "demo",
+        "benchmark",
         "explain",
     ]
 

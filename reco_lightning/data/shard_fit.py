@@ -19,9 +19,10 @@ def misfits(manifest: Manifest, *, network: Any = None, samplers: Sequence[Any] 
     Args:
         manifest: Of the shards.
         network: What turns ids into logits; of its `vocab_size`, `grid` and `num_tokens` those are compared that it
-            has. Grids of different numbers of axes are compared by the number of ids.
-        samplers: Window samplers, with `frame_blocks` and `tokens_per_block`. Where ids are in order of time, a
-            frame block is one step of the grid's first axis; elsewhere blocks are equal ranges of ids.
+            has. Grids of different numbers of axes are compared by the number of ids. Its `condition_tokens`, if any,
+            are ids at a sample's beginning that are given and not predicted.
+        samplers: Window samplers, with `frame_blocks` and `tokens_per_block`, which count predicted ids. Where ids are
+            in order of time, a frame block is one step of the grid's first axis; elsewhere blocks are equal ranges.
 
     Returns:
         One phrase for each; empty if all fit.
@@ -44,12 +45,14 @@ def misfits(manifest: Manifest, *, network: Any = None, samplers: Sequence[Any] 
         tokens = tokens if grid is None else math.prod(grid)
         if tokens is not None and tokens != manifest.tokens:
             found.append(f"the shards hold {manifest.tokens} ids a clip, the model {tokens}")
+    predicted = manifest.tokens - getattr(network, "condition_tokens", 0)
     for sampler in samplers:
         blocks, per_block = sampler.frame_blocks, sampler.tokens_per_block
         split = f"frame_blocks={blocks} x tokens_per_block={per_block}"
-        if blocks * per_block != manifest.tokens:
+        if blocks * per_block != predicted:
+            given = f" and {manifest.tokens - predicted} of the condition" if predicted != manifest.tokens else ""
             found.append(
-                f"the shards hold {manifest.tokens} ids a clip, the sampler expects {blocks * per_block} ({split})"
+                f"the shards hold {predicted} ids a clip{given}, the sampler expects {blocks * per_block} ({split})"
             )
         elif manifest.frame_aligned and blocks != manifest.grid[0]:
             found.append(

@@ -15,7 +15,16 @@ from torch import nn
 
 from reco_lightning.engines.attention import causal_bias
 
-__all__ = ["SIZES", "KeyValueCache", "SizeName", "VideoTransformer", "rotary_table", "rotate", "token_places"]
+__all__ = [
+    "SIZES",
+    "KeyValueCache",
+    "SizeName",
+    "VideoTransformer",
+    "cached_keys_values",
+    "rotary_table",
+    "rotate",
+    "token_places",
+]
 
 SizeName = Literal["110m", "343m", "770m"]
 
@@ -96,12 +105,40 @@ class KeyValueCache(NamedTuple):
     """Keys and values of the rows that were run, per block, in memory set aside once.
 
     Args:
-        keys: (L, B, H, T, head_dim).
-        values: (L, B, H, T, head_dim).
+        keys: (L, B, H, T, head_dim), or one (B, H, T, head_dim) a block.
+        values: As ``keys``.
     """
 
-    keys: torch.Tensor
-    values: torch.Tensor
+    keys: torch.Tensor | tuple[torch.Tensor, ...]
+    values: torch.Tensor | tuple[torch.Tensor, ...]
+
+
+def cached_keys_values(
+    cache: tuple[torch.Tensor, torch.Tensor], keys: torch.Tensor, values: torch.Tensor, start: int | torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Puts the keys and values of new rows into a block's memory and gives what the rows attend to.
+
+    Args:
+        cache: Keys and values of all T rows, (B, H, T, head_dim) each; written to.
+        keys: Those of the n new rows, (B, H, n, head_dim).
+        values: As ``keys``.
+        start: The first new row. A number gives the keys up to the last new row; a tensor without dimensions gives
+            all T of them and a mask, so that the shapes are those of every other row.
+
+    Returns:
+        Keys, values and the mask of attention, which may be ``None``.
+    """
+    rows = keys.shape[2]
+    if isinstance(start, torch.Tensor):
+        places = start + torch.arange(rows, device=keys.device)
+        for memory, fresh in zip(cache, (keys, values), strict=True):
+            memory.index_copy_(2, places, fresh.to(memory.dtype))
+        return *cache, torch.arange(cache[0].shape[2], device=keys.device) <= places[:, None]
+    stop = start + rows
+    cache[0][:, :, start:stop] = keys
+    cache[1][:, :, start:stop] = values
+    mask = None if rows == 1 else causal_bias(rows, stop, keys.device)
+    return cache[0][:, :, :stop], cache[1][:, :, :stop], mask
 
 
 class Attention(nn.Module):
@@ -120,22 +157,15 @@ class Attention(nn.Module):
         query_table: torch.Tensor,
         key_table: torch.Tensor,
         cache: tuple[torch.Tensor, torch.Tensor] | None = None,
-        start: int = 0,
+        start: int | torch.Tensor = 0,
     ) -> torch.Tensor:
-        rows = x.shape[1]
         q, k, v = rearrange(self.qkv(x), "b n (three h e) -> three b h n e", three=3, h=self.heads)
         q, k = rotate(q, query_table), rotate(k, key_table)
         dropout = self.dropout if self.training else 0.0
         if cache is None:
             x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
         else:
-            keys, values = cache
-            keys[:, :, start : start + rows] = k
-            values[:, :, start : start + rows] = v
-            bias = None if rows == 1 else causal_bias(rows, start + rows, x.device)
-            x = F.scaled_dot_product_attention(
-                q, keys[:, :, : start + rows], values[:, :, : start + rows], attn_mask=bias
-            )
+            x = F.scaled_dot_product_attention(q, *cached_keys_values(cache, k, v, start))
         return self.out(rearrange(x, "b h n e -> b n (h e)"))
 
 
@@ -157,7 +187,7 @@ class Block(nn.Module):
         query_table: torch.Tensor,
         key_table: torch.Tensor,
         cache: tuple[torch.Tensor, torch.Tensor] | None = None,
-        start: int = 0,
+        start: int | torch.Tensor = 0,
     ) -> torch.Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x), query_table, key_table, cache, start))
         gate, up = self.gate_up(self.feed_forward_norm(x)).chunk(2, dim=-1)
@@ -318,7 +348,9 @@ class VideoTransformer(nn.Module):
         """Sets memory aside for the keys and values of ``batch`` full sequences, in the weights' type and place."""
         weight = self.head.weight
         shape = (len(self.blocks), batch, self.heads, self.prefix + self.num_tokens, weight.shape[1] // self.heads)
-        return KeyValueCache(weight.new_zeros(shape), weight.new_zeros(shape))
+        # not weight.new_zeros: a sharded weight would give a sharded memory
+        memory = (torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(2))
+        return KeyValueCache(*memory)
 
     def forward(
         self,
@@ -326,7 +358,7 @@ class VideoTransformer(nn.Module):
         labels: torch.Tensor | None = None,
         *,
         cache: KeyValueCache | None = None,
-        start: int = 0,
+        start: int | torch.Tensor = 0,
     ) -> torch.Tensor:
         """Logits of the next token at every row.
 
@@ -335,7 +367,8 @@ class VideoTransformer(nn.Module):
             labels: Classes, (B,) int64 from 0 to ``num_classes`` (the last is "no class"); ``None`` is "no class" for
                 all.
             cache: Memory from ``new_cache`` that holds the rows before ``start`` and takes the new ones.
-            start: Row at which ``tokens`` begin; 0 also runs the prefix.
+            start: Row at which ``tokens`` begin; 0 also runs the prefix. A tensor without dimensions, int64 and on the
+                tokens' device, of a value above 0, keeps all shapes the same for every row: for ``torch.compile``.
 
         Returns:
             Logits, (B, n + prefix, V), or (B, n, V) from a ``start`` above 0.
@@ -344,22 +377,27 @@ class VideoTransformer(nn.Module):
             ValueError: If ``tokens`` are more than the grid holds, labels are given to a network without classes, or
                 ``start`` is above 0 without a cache.
         """
-        if start and cache is None:
+        inside = isinstance(start, torch.Tensor) or start > 0  # a tensor's value is not looked at
+        if inside and cache is None:
             raise ValueError(f"start must be 0 without a cache, got {start}; pass the cache that holds the rows before")
         if labels is not None and not self.num_classes:
             raise ValueError("labels were given to an unconditional network; build it with num_classes=, or pass None")
         x = self.embedding(tokens)  # (B, n, D)
-        if start == 0 and self.condition is not None:
+        if not inside and self.condition is not None:
             if labels is None:
                 labels = tokens.new_full((tokens.shape[0],), self.num_classes)
             x = torch.cat([self.condition(labels)[:, None], x], dim=1)
-        stop = start + x.shape[1]
-        if stop > self.prefix + self.num_tokens:
-            raise ValueError(
-                f"tokens reach row {stop}, but the grid {self.grid} has {self.prefix + self.num_tokens} rows"
-            )
+        places: slice | torch.Tensor
+        if isinstance(start, torch.Tensor):
+            places = start + torch.arange(x.shape[1], device=x.device)
+        else:
+            places = slice(start, start + x.shape[1])
+            if places.stop > self.prefix + self.num_tokens:
+                raise ValueError(
+                    f"tokens reach row {places.stop}, but the grid {self.grid} has {self.prefix + self.num_tokens} rows"
+                )
         x = self.dropout(x)
-        queries, keys = self.query_table[start:stop], self.key_table[start:stop]
+        queries, keys = self.query_table[places], self.key_table[places]
         for index, block in enumerate(self.blocks):
             if cache is None:
                 x = block(x, queries, keys)

@@ -14,6 +14,9 @@ from lightning.pytorch.utilities.types import OptimizerConfig, OptimizerLRSchedu
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from typing_extensions import override
 
+from reco_lightning.engines.rehearsal import block_stacks
+from reco_lightning.generation import generate
+from reco_lightning.models.larp import LARPTransformer
 from reco_lightning.models.transformer import VideoTransformer
 
 __all__ = ["VideoModel", "weight_decay_groups"]
@@ -37,7 +40,7 @@ def weight_decay_groups(module: torch.nn.Module, weight_decay: float) -> list[di
 
 
 class VideoModel(pl.LightningModule):
-    """Trains a ``VideoTransformer`` on batches ``{"tokens": (B, N) int64, "label": (B,) int64}``.
+    """Trains a reference network, or LARP's, on batches ``{"tokens": (B, N) int64, "label": (B,) int64}``.
 
     Args:
         network: The network, or its ``config`` as a checkpoint stores it.
@@ -58,7 +61,7 @@ class VideoModel(pl.LightningModule):
 
     def __init__(
         self,
-        network: VideoTransformer | dict[str, Any],
+        network: VideoTransformer | LARPTransformer | dict[str, Any],
         *,
         learning_rate: float = 1e-4,
         weight_decay: float = 0.05,
@@ -76,7 +79,9 @@ class VideoModel(pl.LightningModule):
         if not 0 <= label_dropout < 1:
             raise ValueError(f"label_dropout must lie in [0, 1), got {label_dropout}")
         self.save_hyperparameters(ignore=["network"])
-        self.network = VideoTransformer(**network) if isinstance(network, Mapping) else network
+        if isinstance(network, Mapping):
+            network = LARPTransformer(**network) if "video_tokens" in network else VideoTransformer(**network)
+        self.network = network
         self.save_hyperparameters({"network": dict(self.network.config)})
         self._seed: int | None = None
 
@@ -86,8 +91,9 @@ class VideoModel(pl.LightningModule):
         if self.device_mesh is None or isinstance(self.network, FSDPModule):
             return
         mesh = self.device_mesh["data_parallel"]
-        for block in self.network.blocks:
-            fully_shard(block, mesh=mesh)
+        for blocks in block_stacks(self.network).values():
+            for block in blocks:
+                fully_shard(block, mesh=mesh)
         fully_shard(self.network, mesh=mesh)
 
     @override
@@ -125,6 +131,38 @@ class VideoModel(pl.LightningModule):
     def test_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         """Cross-entropy over the whole sequence."""
         return self._evaluate("test", batch)
+
+    @override
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, torch.Tensor]:
+        """Samples videos.
+
+        Args:
+            batch: What `GenerationRequests` asks for: ``index`` (B,) of the videos, and where wanted ``label`` (B,),
+                ``first_tokens`` (B, m) and ``options`` of ``generate``.
+            batch_idx: Number of the batch.
+
+        Returns:
+            ``index`` (B,) and ``tokens`` (B, L * h * w).
+
+        Raises:
+            ValueError: If the batch holds no requests.
+        """
+        if "index" not in batch:
+            raise ValueError(
+                f"predict samples videos, so a batch must hold 'index', got {sorted(batch)}; "
+                "use --data reco_lightning.prediction.GenerationRequests"
+            )
+        index = batch["index"]
+        tokens = generate(
+            self,
+            len(index),
+            indices=index.tolist(),
+            condition=batch.get("label"),
+            first_tokens=batch.get("first_tokens"),
+            batch_size=len(index),
+            **batch.get("options", {}),
+        )
+        return {"index": index, "tokens": tokens}
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

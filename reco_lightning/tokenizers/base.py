@@ -8,6 +8,7 @@ uint8 clips.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import is_dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -107,7 +108,7 @@ def latent_grid(
 
 
 def fingerprint(tokenizer: object) -> str:
-    """SHA-256 of a tokenizer's weights: two tokenizers with the same one give the same ids.
+    """SHA-256 of a tokenizer's weights and of its `config`, if that is a dataclass: the same one gives the same ids.
 
     Args:
         tokenizer: Any object; only a `torch.nn.Module` has weights to hash.
@@ -123,7 +124,8 @@ def fingerprint(tokenizer: object) -> str:
     """
     if not isinstance(tokenizer, nn.Module):
         return ""
-    digest = hashlib.sha256()
+    config = getattr(tokenizer, "config", None)
+    digest = hashlib.sha256(repr(config).encode() if is_dataclass(config) else b"")
     for name, value in sorted(tokenizer.state_dict().items()):
         if not isinstance(value, Tensor):
             continue

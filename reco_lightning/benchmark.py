@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measures steps of the plain model and of the windowed methods on one network: time, memory, operations."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+
+from reco_lightning.callback import ReCoCallback
+from reco_lightning.engines.compiled import RecompileLimit
+from reco_lightning.explanation import explain
+from reco_lightning.injection import Injection
+from reco_lightning.models.transformer import SIZES, VideoTransformer
+from reco_lightning.windows import Window, WindowSampler
+
+__all__ = ["METHODS", "Measurement", "matrix_rate", "measure", "network_of_size"]
+
+METHODS: dict[str, dict[str, Any]] = {
+    "plain": {"window_blocks": None, "continuity_weight": 0.0},
+    "fewer-frames": {"context": "dropped", "first_window_prob": None, "continuity_weight": 0.0},
+    "local-opt": {"first_window_prob": None, "continuity_weight": 0.0},
+    "reco": {},
+}
+"""The paper's methods as arguments of ``WindowSampler`` and ``ReCoCallback``; None blocks are the whole sequence."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a method's training step costs, averaged over its windows by their probabilities.
+
+    Args:
+        method: One of ``METHODS``.
+        size: Name of the network's size.
+        seconds: Step time: of each window the median.
+        spread: Half the distance between the quartiles of a window's step times, relative to their median.
+        tokens_per_second: Tokens of the batch's videos per second.
+        peak_bytes: Memory beyond weights, gradients and optimizer at its highest; ``None`` where it cannot be told.
+        operations: Floating-point operations, counted, without recomputation.
+        saved_bytes: Bytes kept for the backward pass, counted in an uncompiled step.
+        utilisation: Operations per second over the measured rate of matrix products.
+        speed_up: Plain step time over this one's.
+        promised: Plain operations over this method's: the speed-up that the count promises.
+    """
+
+    method: str
+    size: str
+    seconds: float
+    spread: float
+    tokens_per_second: float
+    peak_bytes: int | None
+    operations: float
+    saved_bytes: float
+    utilisation: float
+    speed_up: float
+    promised: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as a dictionary, for JSON."""
+        return asdict(self)
+
+
+def network_of_size(size: str, *, vocab_size: int, grid: tuple[int, int, int]) -> VideoTransformer:
+    """A reference network by the paper's name, or by ``WIDTHxDEPTHxHEADS``.
+
+    Args:
+        size: ``"110m"``, ``"343m"``, ``"770m"`` or numbers such as ``"256x6x4"``.
+        vocab_size: V.
+        grid: Frame blocks, rows and columns of the tokens.
+
+    Raises:
+        ValueError: If the size is neither.
+
+    Example:
+        >>> network_of_size("32x2x2", vocab_size=16, grid=(5, 2, 2)).config["dim"]
+        32
+    """
+    if size in SIZES:
+        return VideoTransformer.from_name(size, vocab_size=vocab_size, grid=grid)  # type: ignore[arg-type]
+    numbers = size.split("x")
+    if len(numbers) != 3 or not all(number.isdigit() for number in numbers):
+        raise ValueError(f"size must be one of {', '.join(SIZES)}, or WIDTHxDEPTHxHEADS such as 256x6x4, got {size!r}")
+    dim, depth, heads = map(int, numbers)
+    return VideoTransformer(vocab_size=vocab_size, grid=grid, dim=dim, depth=depth, heads=heads)
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, *, seconds: float = 1.0) -> float:
+    """Floating-point operations per second of square matrix products on a device: the best of many.
+
+    Args:
+        device: Where.
+        dtype: Of the factors.
+        seconds: How long to try.
+    """
+    size = 8192 if device.type == "cuda" else 1024
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    best, end = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        taken = _seconds(lambda: a @ a, device)
+        best = max(best, 2 * size**3 / taken)
+    return best
+
+
+class _Step(pl.LightningModule):
+    """The reference network's plain training step."""
+
+    def __init__(self, network: VideoTransformer) -> None:
+        super().__init__()
+        self.network = network
+
+    def training_step(self, tokens: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        logits = self.network(tokens[:, :-1])
+        return F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+
+
+def measure(
+    network: VideoTransformer,
+    size: str,
+    *,
+    methods: Sequence[str] = tuple(METHODS),
+    batch_size: int,
+    steps: int = 10,
+    burn_in: int = 3,
+    precision: torch.dtype = torch.float32,
+    compiled: bool = False,
+    rate: float,
+    device: torch.device,
+    progress: Callable[[str], object] = lambda text: None,
+) -> list[Measurement]:
+    """Measures training steps (forward, backward, AdamW) of several methods on one network.
+
+    Every window of a method is run by itself, all in turns, so that a machine that is busy for a while is so for all.
+
+    Args:
+        network: The network; its weights are trained on random tokens.
+        size: Its name in the result.
+        methods: Names of ``METHODS``; ``plain`` has to be one of them, being what the others are compared with.
+        batch_size: B, samples of a step.
+        steps: Measured steps of each window, 1 or more.
+        burn_in: Steps of each window before them.
+        precision: float32, or bfloat16 by autocast.
+        compiled: Whether the network runs under ``torch.compile``.
+        rate: Operations per second of matrix products, see ``matrix_rate``.
+        device: Where to compute.
+        progress: Called with what is being done.
+
+    Returns:
+        One measurement per method, in their order.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown or "plain" not in methods:
+        raise ValueError(f"methods must hold 'plain' and be of {', '.join(METHODS)}, got {', '.join(methods)}")
+    if steps < 1 or burn_in < 0 or batch_size < 1:
+        raise ValueError(
+            f"steps and batch_size must be 1 or more and burn_in 0 or more, got steps={steps}, "
+            f"batch_size={batch_size}, burn_in={burn_in}"
+        )
+    module = _Step(network).to(device).train()
+    tokens = torch.randint(network.vocab_size, (batch_size, network.num_tokens), device=device)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=device.type == "cuda")
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    if precision != torch.float32:
+        autocast = lambda: torch.autocast(device.type, precision)  # noqa: E731 - the other branch is a class
+    costs, callbacks = {}, {}
+    for name in methods:
+        progress(f"{size}, {name}: counting operations")
+        callbacks[name] = _callback(name, network)
+        with autocast():
+            costs[name] = explain(module, tokens, callbacks[name])
+    if compiled:
+        network.compile()
+    limit = RecompileLimit()
+    limit.raise_by(sum(len(callback.sampler.windows) for callback in callbacks.values()))
+    runs: dict[tuple[str, Window], _Run] = {}
+    try:
+        for name in methods:
+            for window in callbacks[name].sampler.windows:
+                progress(f"{size}, {name}: tokens {window.start}-{window.stop}, first steps")
+                run = _Run(module, tokens, callbacks[name], window, optimizer, autocast)
+                for _ in range(burn_in):
+                    run.step()
+                runs[name, window] = run
+        for number in range(steps):
+            progress(f"{size}: step {number + 1} of {steps} of each window")
+            for run in runs.values():
+                run.measure(device)
+    finally:
+        limit.restore()
+    return _summarise(size, methods, callbacks, costs, runs, rate=rate, tokens=tokens.numel())
+
+
+def _callback(name: str, network: VideoTransformer) -> ReCoCallback:
+    options = dict(METHODS[name])
+    blocks, rows, columns = network.grid
+    windows = {key: options.pop(key) for key in ("window_blocks", "first_window_prob") if key in options}
+    if "window_blocks" in windows:
+        windows["window_blocks"] = blocks
+    return ReCoCallback(WindowSampler(blocks, rows * columns, **windows), **options)
+
+
+class _Run:
+    """Steps of one method on one window, and what was measured of them."""
+
+    def __init__(
+        self,
+        module: _Step,
+        tokens: torch.Tensor,
+        callback: ReCoCallback,
+        window: Window,
+        optimizer: torch.optim.Optimizer,
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self.optimizer = optimizer
+        self.window = window
+        self.autocast = autocast
+        self._loss = lambda: module.training_step(tokens, 0)
+        with autocast():
+            selection = callback.select(module, self._loss)
+        self.engine = selection.engine
+        self.injection = Injection(
+            selection.engine, selection.trace, weight=callback.continuity_weight, norm=callback.continuity_norm
+        )
+        self.times: list[float] = []
+        self.peaks: list[int] = []
+
+    def step(self) -> None:
+        """One training step; the network is left unpatched, since the next one may be another method's."""
+        self.engine.install()
+        try:
+            with self.autocast():
+                loss, _ = self.injection.run([self.window], self._loss)
+            loss.backward()
+            self.engine.disarm()
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=False)
+        finally:
+            self.engine.remove()
+
+    def measure(self, device: torch.device) -> None:
+        """One step, its time and its highest use of memory."""
+        before = _reset_peak(device)
+        self.times.append(_seconds(self.step, device))
+        peak = _peak(device)
+        if before is not None and peak is not None:
+            self.peaks.append(peak - before)
+
+    @property
+    def spread(self) -> float:
+        if len(self.times) < 4:
+            return 0.0
+        quartiles = statistics.quantiles(self.times, n=4)
+        return (quartiles[2] - quartiles[0]) / 2 / statistics.median(self.times)
+
+
+def _summarise(
+    size: str,
+    methods: Sequence[str],
+    callbacks: dict[str, ReCoCallback],
+    costs: dict[str, Any],
+    runs: dict[tuple[str, Window], _Run],
+    *,
+    rate: float,
+    tokens: int,
+) -> list[Measurement]:
+    found: list[Measurement] = []
+    seconds: dict[str, float] = {}
+    for name in methods:
+        sampler = callbacks[name].sampler
+        own = [
+            (share, runs[name, window]) for window, share in zip(sampler.windows, sampler.probabilities, strict=True)
+        ]
+        seconds[name] = sum(share * statistics.median(run.times) for share, run in own)
+        peaks = [max(run.peaks) for _, run in own if run.peaks]
+        cost = costs[name]
+        found.append(
+            Measurement(
+                method=name,
+                size=size,
+                seconds=seconds[name],
+                spread=max(run.spread for _, run in own),
+                tokens_per_second=tokens / seconds[name],
+                peak_bytes=max(peaks) if len(peaks) == len(own) else None,
+                operations=cost.operations,
+                saved_bytes=cost.saved_bytes,
+                utilisation=cost.operations / seconds[name] / rate,
+                speed_up=0.0,
+                promised=cost.plain_operations / cost.operations,
+            )
+        )
+    return [Measurement(**(one.as_dict() | {"speed_up": seconds["plain"] / one.seconds})) for one in found]
+
+
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    begin = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begin
+
+
+def _reset_peak(device: torch.device) -> int | None:
+    """Starts to watch memory anew; returns what is in use now, in bytes."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    if not Path("/proc/self/clear_refs").exists():
+        return None
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # memory that was freed, and is still the process's, would hide the step's
+        Path("/proc/self/clear_refs").write_text("5")
+    except (OSError, AttributeError):
+        return None
+    return _status("VmRSS")
+
+
+def _peak(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return _status("VmHWM") if Path("/proc/self/status").exists() else None
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(f"{field}:"))) * 1024
