@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from reco_lightning.benchmark import METHODS, Measurement, matrix_rate, measure, network_of_size
+from reco_lightning.generation_benchmark import write_generation_speeds
 from reco_lightning.plots import COLOURS
 from reco_lightning.tokenize import pick_device
 
@@ -36,6 +37,7 @@ def benchmark(
     compile: bool = False,
     device: str = "auto",
     output: str = "outputs/benchmark",
+    generation: bool = False,
 ) -> None:
     """Measures training steps of the plain model and the windowed methods on the same network.
 
@@ -56,6 +58,9 @@ def benchmark(
         compile: Whether the network runs under `torch.compile`, for every method.
         device: `auto`, `cpu`, `cuda`, `cuda:1` and so on.
         output: Folder to write to.
+        generation: Measures sampling instead of training, against `generate` of transformers on the same weights, and
+            writes `generation.md` and `generation.json`. Methods, steps and burn_in have no effect then; `precision` is
+            that of weights and caches, and `compile` concerns the step of one token.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -64,6 +69,18 @@ def benchmark(
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
+    if generation:
+        write_generation_speeds(
+            folder,
+            sizes=sizes,
+            grid=grid,
+            vocab_size=vocab_size,
+            batch=batch_size,
+            dtype=dtype,
+            compile=compile,
+            device=place,
+        )
+        return
     rate = matrix_rate(place, dtype)
     found: list[Measurement] = []
     with tqdm(total=0, bar_format="{desc}") as line:

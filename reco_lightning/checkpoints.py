@@ -13,6 +13,8 @@ import torch
 
 __all__ = ["checkpoint_model", "load_module"]
 
+_VIDEO_MODEL = "reco_lightning.models.video_model.VideoModel"
+
 Kind = TypeVar("Kind", bound=L.LightningModule)
 
 
@@ -24,12 +26,12 @@ def checkpoint_model(path: str | os.PathLike[str]) -> dict[str, Any] | None:
 
     Returns:
         `{"class_path": ..., "init_args": {...}}`, or None where the checkpoint does not name its class (it was not
-        written by a command line).
+        written by a command line) and is no `VideoModel`'s either, which the sizes of its `network` show.
     """
     # mmap: the weights stay on disk, only the hyperparameters are read
     stored = torch.load(path, weights_only=True, map_location="cpu", mmap=True).get("hyper_parameters", {})
     if "_class_path" not in stored:
-        return None
+        return {"class_path": _VIDEO_MODEL, "init_args": stored} if isinstance(stored.get("network"), dict) else None
     return {
         "class_path": stored["_class_path"],
         "init_args": {key: value for key, value in stored.items() if key not in ("_class_path", "_instantiator")},

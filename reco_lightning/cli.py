@@ -62,6 +62,17 @@ COMMANDS: tuple[Command, ...] = (
         "reco_lightning.commands:generate",
         aliases=(("-n", "--n"),),
     ),
+    Command(
+        "evaluate",
+        "Score a checkpoint's generated videos against a data set.",
+        "reco_lightning.lightning_cli:run_evaluate",
+        takes_args=True,
+    ),
+    Command(
+        "convert-i3d",
+        "Turn DeepMind's I3D checkpoint into the weights file of the Fréchet video distance.",
+        "reco_lightning.metrics.i3d_convert:convert_i3d",
+    ),
     Command("demo", "Train plainly and with ReCo on real clips, and compare.", "reco_lightning.demo:run_demo"),
     Command(
         "benchmark",

@@ -27,15 +27,18 @@ import reco_lightning.samples
 import reco_lightning.tokenizers.vqvae  # noqa: F401
 from reco_lightning.callback import ReCoCallback
 from reco_lightning.checkpoints import checkpoint_model
+from reco_lightning.evaluation import EvaluateVideos
 from reco_lightning.explanation import explain
 from reco_lightning.media import run_folder
 from reco_lightning.resume import GivenOptimizerOptions, changed_values, stated
 from reco_lightning.shard_sizes import adopt_sizes
 
 __all__ = [
+    "EvaluateCLI",
     "ExplainCLI",
     "RecoCLI",
     "SaveRunConfig",
+    "run_evaluate",
     "run_explain",
     "run_fit",
     "run_predict",
@@ -178,6 +181,21 @@ class ExplainCLI(RecoCLI):
         return L.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
 
 
+class EvaluateCLI(RecoCLI):
+    """A test run with `EvaluateVideos`, whose arguments are `--evaluation.*`."""
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Takes the callback's arguments."""
+        super().add_arguments_to_parser(parser)
+        parser.add_lightning_class_args(EvaluateVideos, "evaluation")
+
+
+def run_evaluate(args: list[str]) -> None:
+    """Runs `reco evaluate`: `reco test` with the scores of generated videos."""
+    _run("test", args, cli=EvaluateCLI, name="evaluate")
+
+
 def run_explain(args: list[str]) -> None:
     """Runs `reco explain`: prints what `ReCoCallback` would do with the config's module and its first batch.
 
@@ -229,17 +247,17 @@ def first_batch(model: L.LightningModule, data: L.LightningDataModule | None) ->
     )
 
 
-def _run(subcommand: str, args: list[str]) -> None:
-    cli = RecoCLI(
+def _run(subcommand: str, args: list[str], *, cli: type[RecoCLI] = RecoCLI, name: str | None = None) -> None:
+    run = cli(
         args=[subcommand, *args],
         subclass_mode_model=True,
         subclass_mode_data=True,
         save_config_callback=SaveRunConfig,
         seed_everything_default=0,
         # the full usage is fifty lines, which hide the error below them
-        parser_kwargs={"prog": "reco", subcommand: {"usage": f"reco {subcommand} [options]"}},
+        parser_kwargs={"prog": "reco", subcommand: {"usage": f"reco {name or subcommand} [options]"}},
     )
-    for logger in cli.trainer.loggers:
+    for logger in run.trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()  # a later run in this process is a run of its own
 

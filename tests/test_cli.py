@@ -78,6 +78,8 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         "predict",
         "tokenize",
         "generate",
+        "evaluate",
+        "convert-i3d",
         "demo",
         "benchmark",
         "explain",

@@ -18,24 +18,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reco_lightning.engines.base import Context, Group, WindowOutput, split_batch
-from reco_lightning.engines.frozen import place_rows
+from reco_lightning.engines.base import Context
 from reco_lightning.engines.interception import PatchedMethod
-from reco_lightning.engines.slicing import cut_call, map_hidden, pack, take_hidden
-from reco_lightning.windows import Window
+from reco_lightning.engines.patched import PatchedEngine, Run
+from reco_lightning.engines.slicing import cut_call, map_hidden, take_hidden
 
 __all__ = ["DetachedEngine"]
 
 
 @dataclass
-class _Run:
-    groups: tuple[Group, ...]
-    rows: int
-    batch: int
-    whole: bool
-    constant: torch.Tensor | None
-    later: torch.Tensor | None
-    hidden: tuple[torch.Tensor, ...] | None = None
+class _Run(Run):
+    """Which rows are context, and in a proof which ones lie behind the window, (B, T) each."""
+
+    constant: torch.Tensor | None = None
+    later: torch.Tensor | None = None
 
     @property
     def stop(self) -> int:
@@ -48,7 +44,7 @@ def _select(mask: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return mask[:, : grid.numel()].view(batch, *grid, 1)
 
 
-class DetachedEngine:
+class DetachedEngine(PatchedEngine):
     """Runs blocks on rows whose context part is detached at every block's entrance.
 
     Args:
@@ -72,60 +68,20 @@ class DetachedEngine:
         fixed_length: bool,
         fill: float = float("nan"),
     ) -> None:
-        self._fill = fill
+        patches = [PatchedMethod(block, "forward", partial(self._block, index)) for index, block in enumerate(blocks)]
+        patches.append(PatchedMethod(head, "forward", self._head))
+        super().__init__(patches, tokens=tokens, tail=tail, fill=fill)
         self.name = "masked" if fixed_length else "prefix"
-        self.tokens = tokens
-        self.tail = tail
         self.context = context
         self.fixed_length = fixed_length
         self._last = len(blocks) - 1
-        self._patches = [
-            PatchedMethod(block, "forward", partial(self._block, index)) for index, block in enumerate(blocks)
-        ]
-        self._patches.append(PatchedMethod(head, "forward", self._head))
-        self._windows: tuple[Window, ...] | None = None
-        self._inference = False
         self._run: _Run | None = None
 
-    def install(self) -> None:
-        """Replaces the forwards of the blocks and the head."""
-        for patch in self._patches:
-            patch.install()
-
-    def remove(self) -> None:
-        """Restores them."""
-        self.disarm()
-        for patch in reversed(self._patches):
-            patch.remove()
-
-    def arm(self, windows: Sequence[Window], *, inference: bool = False) -> None:
-        """Makes the next forwards run these windows; ``inference`` also under ``no_grad``, on altered later rows."""
-        self.disarm()
-        self._windows = tuple(windows) if len(set(windows)) > 1 else tuple(windows[:1])
-        self._inference = inference
-
-    def disarm(self) -> None:
-        """Back to the plain network."""
-        self._windows, self._run = None, None
-
-    @property
-    def output(self) -> WindowOutput | None:
-        """Groups and states of the last armed forward."""
-        run = self._run
-        if run is None or run.hidden is None:
-            return None
-        return WindowOutput(run.groups, run.hidden, run.rows, run.batch)
-
-    def _is_live(self, states: torch.Tensor) -> bool:
-        return self._inference or torch.is_grad_enabled() or states.requires_grad
-
     def _start(self, hidden: torch.Tensor) -> None:
-        assert self._windows is not None
         batch, rows = hidden.shape[0], hidden.shape[1:-1].numel()
-        groups = split_batch(self._windows, batch=batch, rows=rows, tokens=self.tokens, tail=self.tail)
+        groups, whole = self._split(batch, rows)
         if self._run is not None and (self._run.groups, self._run.rows) == (groups, rows):
             return
-        whole = len(groups) == 1 and len(groups[0].window) == self.tokens
         sizes = torch.tensor([group.samples.stop - group.samples.start for group in groups], device=hidden.device)
         row = torch.arange(rows, device=hidden.device)
 
@@ -137,7 +93,7 @@ class DetachedEngine:
             constant = row < per_sample([group.first for group in groups])
         # A network of fixed length is given all rows: only altered ones show whether it looks at those of the future.
         later = row >= per_sample([group.stop for group in groups]) if self._inference else None
-        self._run = _Run(groups, rows, batch, whole, constant, later)
+        self._run = _Run(groups, rows, batch, whole, constant=constant, later=later)
 
     def _block(self, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._windows is None:
@@ -164,18 +120,3 @@ class DetachedEngine:
             # What stands between blocks and head, and may count on T rows, gets T rows.
             return map_hidden(output, lambda states: F.pad(states, (0, 0, 0, run.rows - stop)))
         return output
-
-    def _head(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        run = self._run
-        states = take_hidden(args, kwargs)
-        if run is None or not self._is_live(states):
-            return original(*args, **kwargs)
-        rows = states.flatten(1, -2)
-        windows = [rows[group.samples, group.loss_start : group.stop] for group in run.groups]
-        run.hidden = tuple(windows)
-        if run.whole:
-            return original(*args, **kwargs)
-        logits = place_rows(
-            original(pack(windows)), run.groups, run.rows, fill=float("nan") if self._inference else self._fill
-        )
-        return logits.view(*states.shape[:-1], -1)

@@ -3,25 +3,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
+from typing_extensions import override
 
-from reco_lightning.engines.base import Group, WindowOutput, split_batch
-from reco_lightning.engines.frozen import place_rows
 from reco_lightning.engines.interception import PatchedMethod
+from reco_lightning.engines.patched import PatchedEngine, Run, place_rows
 from reco_lightning.engines.slicing import take_hidden
-from reco_lightning.windows import Window
 
 __all__ = ["DroppedEngine"]
 
 _SEQUENCE_ARGUMENTS = ("attention_mask", "position_ids", "token_type_ids", "inputs_embeds")
 
 
-class DroppedEngine:
+class DroppedEngine(PatchedEngine):
     """Feeds the network the prefix and the window's tokens alone, so that positions count from the window's start.
 
     Every window is then trained as if it were the beginning of a video; without a prefix its first token is not
@@ -49,59 +48,24 @@ class DroppedEngine:
         rows: int,
         fill: float = float("nan"),
     ) -> None:
-        self._fill = fill
-        self.tokens = tokens
-        self.tail = tail
+        patches = [PatchedMethod(network, "forward", self._network), PatchedMethod(head, "forward", self._head)]
+        super().__init__(patches, tokens=tokens, tail=tail, fill=fill)
         self._first_rows = rows
-        self._patches = [
-            PatchedMethod(network, "forward", self._network),
-            PatchedMethod(head, "forward", self._head),
-        ]
         self._inner_prefix: int | None = None
-        self._windows: tuple[Window, ...] | None = None
-        self._inference = False
-        self._groups: tuple[Group, ...] = ()
-        self._rows = 0
-        self._output: WindowOutput | None = None
-
-    def install(self) -> None:
-        """Replaces the forwards of the network and its head."""
-        for patch in self._patches:
-            patch.install()
-
-    def remove(self) -> None:
-        """Restores them."""
-        self.disarm()
-        for patch in reversed(self._patches):
-            patch.remove()
-
-    def arm(self, windows: Sequence[Window], *, inference: bool = False) -> None:
-        """Makes the next forwards run these windows; ``inference`` also under ``no_grad``."""
-        self.disarm()
-        self._windows, self._inference = tuple(windows), inference
-
-    def disarm(self) -> None:
-        """Back to the plain network."""
-        self._windows, self._groups, self._output = None, (), None
-
-    @property
-    def output(self) -> WindowOutput | None:
-        """Groups and states of the last armed forward."""
-        return self._output
 
     def _network(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self._groups = ()
+        self._run = None
         if self._windows is None or not (self._inference or torch.is_grad_enabled()):
             return original(*args, **kwargs)
         sequence = next(v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor) and v.ndim >= 2)
         if self._inner_prefix is None:
             self._inner_prefix = self._first_rows - sequence.shape[1]
-        self._rows = sequence.shape[1] + self._inner_prefix
-        groups = split_batch(self._windows, batch=len(sequence), rows=self._rows, tokens=self.tokens, tail=self.tail)
-        prefix = self._rows - self.tail - self.tokens + 1
+        rows = sequence.shape[1] + self._inner_prefix
+        groups, whole = self._split(len(sequence), rows)
+        prefix = rows - self.tail - self.tokens + 1
         if prefix == 0:
             groups = tuple(replace(group, loss_start=group.window.start) for group in groups)
-        self._groups = groups
+        self._run = Run(groups, rows, len(sequence), whole)
         columns = prefix - self._inner_prefix  # of the sequence argument, in front of the video's tokens
 
         def cut(value: torch.Tensor) -> torch.Tensor:
@@ -124,13 +88,12 @@ class DroppedEngine:
         cut_args = [cut_argument(None, value) for value in args]
         return original(*cut_args, **{name: cut_argument(name, value) for name, value in kwargs.items()})
 
+    @override
     def _head(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if not self._groups:
+        run = self._run
+        if run is None:
             return original(*args, **kwargs)
         states = take_hidden(args, kwargs)
-        states = states[:, -max(group.stop - group.loss_start for group in self._groups) :]
-        hidden = tuple(states[group.samples] for group in self._groups)
-        self._output = WindowOutput(self._groups, hidden, self._rows, len(states))
-        return place_rows(
-            original(states), self._groups, self._rows, fill=float("nan") if self._inference else self._fill
-        )
+        states = states[:, -max(group.stop - group.loss_start for group in run.groups) :]
+        run.hidden = tuple(states[group.samples] for group in run.groups)
+        return place_rows(original(states), run.groups, run.rows, fill=self._other_rows)

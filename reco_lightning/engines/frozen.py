@@ -20,11 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from typing_extensions import override
 
-from reco_lightning.engines.base import Context, Group, WindowOutput, split_batch
+from reco_lightning.engines.base import Context
 from reco_lightning.engines.interception import PatchedMethod
 from reco_lightning.engines.joining import AttentionJoint, AttentionReachedError, Joint, KeptKeys
 from reco_lightning.engines.mingpt import MinGPTAttention, is_mingpt_attention
+from reco_lightning.engines.patched import PatchedEngine, Run
 from reco_lightning.engines.slicing import (
     checkpoints_itself,
     cut_call,
@@ -33,47 +35,16 @@ from reco_lightning.engines.slicing import (
     replace_arguments,
     take_hidden,
 )
-from reco_lightning.windows import Window
 
-__all__ = ["FrozenEngine", "place_rows"]
-
-
-def place_rows(logits: torch.Tensor, groups: Sequence[Group], rows: int, *, fill: float) -> torch.Tensor:
-    """Places window logits on the rows of the full sequence.
-
-    Args:
-        logits: Packed window logits, (B, R, V); group g fills its first ``stop - loss_start`` rows.
-        groups: The groups of the batch.
-        rows: T, the length of the full sequence.
-        fill: What all other rows hold.
-
-    Returns:
-        Logits of the full length, (B, T, V).
-
-    Example:
-        >>> group = Group(Window(1, 2), slice(0, 1), first=1, loss_start=1, stop=2)
-        >>> place_rows(torch.zeros(1, 1, 1), [group], 3, fill=float("nan")).flatten().tolist()
-        [nan, 0.0, nan]
-    """
-    parts = []
-    for group in groups:
-        length = group.stop - group.loss_start
-        part = logits[group.samples, :length]
-        parts.append(F.pad(part, (0, 0, group.loss_start, rows - group.stop), value=fill))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+__all__ = ["FrozenEngine"]
 
 
 @dataclass
-class _Run:
-    """One armed forward: what the groups are and what the blocks keep for each other."""
+class _Run(Run):
+    """What the blocks keep for each other: states of the context, and how often a block attends."""
 
-    groups: tuple[Group, ...]
-    rows: int
-    batch: int
-    whole: bool
     contexts: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
     attentions: int | None = None
-    hidden: tuple[torch.Tensor, ...] | None = None
 
     def take_context(self, index: int, number: int, *, keep: bool) -> torch.Tensor:
         key = (index, number)
@@ -85,7 +56,7 @@ class _Run:
         return self.contexts[key] if keep else self.contexts.pop(key)
 
 
-class FrozenEngine:
+class FrozenEngine(PatchedEngine):
     """Runs a stack of attention blocks on windows with a frozen, key-trained or attached context.
 
     Args:
@@ -117,10 +88,10 @@ class FrozenEngine:
         name: str = "frozen",
         fill: float = float("nan"),
     ) -> None:
+        patches = [PatchedMethod(block, "forward", partial(self._block, index)) for index, block in enumerate(blocks)]
+        patches.append(PatchedMethod(head, "forward", self._head))
+        super().__init__(patches, tokens=tokens, tail=tail, fill=fill)
         self.name = name
-        self._fill = fill
-        self.tokens = tokens
-        self.tail = tail
         self.context = context
         self.recompute = recompute or any(checkpoints_itself(block) for block in blocks)
         self.last = len(blocks) - 1
@@ -129,57 +100,25 @@ class FrozenEngine:
         self._adapted = [
             [MinGPTAttention(part) for part in block.modules() if is_mingpt_attention(part)] for block in blocks
         ]
-        self._patches = [
-            PatchedMethod(block, "forward", partial(self._block, index)) for index, block in enumerate(blocks)
-        ]
-        self._patches.append(PatchedMethod(head, "forward", self._head))
-        self._windows: tuple[Window, ...] | None = None
-        self._inference = False
         self._run: _Run | None = None
 
+    @override
     def install(self) -> None:
-        """Replaces the forwards of the blocks and the head."""
-        for patch in self._patches:
-            patch.install()
+        """Replaces the forwards of the blocks, of attention that is run otherwise, and of the head."""
+        super().install()
         for attention in chain(*self._adapted):
             attention.install()
 
+    @override
     def remove(self) -> None:
         """Restores them."""
-        self.disarm()
         for attention in chain(*self._adapted):
             attention.remove()
-        for patch in reversed(self._patches):
-            patch.remove()
-
-    def arm(self, windows: Sequence[Window], *, inference: bool = False) -> None:
-        """Makes the next forwards run these windows; ``inference`` also under ``no_grad``."""
-        self.disarm()
-        self._windows = tuple(windows) if len(set(windows)) > 1 else tuple(windows[:1])
-        self._inference = inference
-
-    def disarm(self) -> None:
-        """Back to the plain network."""
-        self._windows, self._run = None, None
-
-    @property
-    def output(self) -> WindowOutput | None:
-        """Groups and states of the last armed forward."""
-        run = self._run
-        if run is None or run.hidden is None:
-            return None
-        return WindowOutput(run.groups, run.hidden, run.rows, run.batch)
-
-    def _is_live(self, states: torch.Tensor) -> bool:
-        # A forward without gradient inside a training step (sampling, a teacher) is the user's own: it stays plain.
-        # Reentrant checkpointing runs without gradient too, on states that require it.
-        return self._inference or torch.is_grad_enabled() or states.requires_grad
+        super().remove()
 
     def _start(self, hidden: torch.Tensor) -> None:
-        assert self._windows is not None
         batch, rows = hidden.shape[:2]
-        groups = split_batch(self._windows, batch=batch, rows=rows, tokens=self.tokens, tail=self.tail)
-        whole = len(groups) == 1 and len(groups[0].window) == self.tokens
+        groups, whole = self._split(batch, rows)
         if self._run is None or self._run.groups != groups or self._run.rows != rows:
             self._run = _Run(groups, rows, batch, whole)
 
@@ -283,16 +222,3 @@ class FrozenEngine:
         finally:
             torch.set_autocast_cache_enabled(cache)
         return take_hidden((output,) if isinstance(output, torch.Tensor) else tuple(output), {})
-
-    def _head(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        run = self._run
-        if run is None or not self._is_live(take_hidden(args, kwargs)):
-            return original(*args, **kwargs)
-        states = take_hidden(args, kwargs)
-        windows = [states[group.samples, group.loss_start : group.stop] for group in run.groups]
-        run.hidden = tuple(windows)
-        if run.whole:
-            return original(*args, **kwargs)
-        return place_rows(
-            original(pack(windows)), run.groups, run.rows, fill=float("nan") if self._inference else self._fill
-        )

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all engines share: forwards that are replaced while installed, windows while armed, and the head on windows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from reco_lightning.engines.base import Group, WindowOutput, split_batch
+from reco_lightning.engines.interception import PatchedMethod
+from reco_lightning.engines.slicing import pack, take_hidden
+from reco_lightning.windows import Window
+
+__all__ = ["PatchedEngine", "Run", "place_rows"]
+
+
+def place_rows(logits: torch.Tensor, groups: Sequence[Group], rows: int, *, fill: float) -> torch.Tensor:
+    """Places window logits on the rows of the full sequence.
+
+    Args:
+        logits: Packed window logits, (B, R, V); group g fills its first ``stop - loss_start`` rows.
+        groups: The groups of the batch.
+        rows: T, the length of the full sequence.
+        fill: What all other rows hold.
+
+    Returns:
+        Logits of the full length, (B, T, V).
+
+    Example:
+        >>> group = Group(Window(1, 2), slice(0, 1), first=1, loss_start=1, stop=2)
+        >>> place_rows(torch.zeros(1, 1, 1), [group], 3, fill=float("nan")).flatten().tolist()
+        [nan, 0.0, nan]
+    """
+    parts = []
+    for group in groups:
+        length = group.stop - group.loss_start
+        part = logits[group.samples, :length]
+        parts.append(F.pad(part, (0, 0, group.loss_start, rows - group.stop), value=fill))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+@dataclass
+class Run:
+    """One armed forward.
+
+    Args:
+        groups: The groups of the batch.
+        rows: T, the length of the network's sequence.
+        batch: B, the size of the batch.
+        whole: Whether the one window is the whole sequence: the plain forward is run then.
+        hidden: What the head read of each group, once it has run.
+    """
+
+    groups: tuple[Group, ...]
+    rows: int
+    batch: int
+    whole: bool
+    hidden: tuple[torch.Tensor, ...] | None = None
+
+
+class PatchedEngine:
+    """Replaces methods of a network while installed, and knows the windows while armed; see ``Engine``.
+
+    Args:
+        patches: The replaced methods.
+        tokens: N, video tokens of a sample.
+        tail: Rows after the one that predicts the last video token, 0 or 1.
+        fill: What logits of other rows hold in training; in a proof it is NaN.
+    """
+
+    def __init__(self, patches: Sequence[PatchedMethod], *, tokens: int, tail: int, fill: float) -> None:
+        self.tokens = tokens
+        self.tail = tail
+        self._patches = list(patches)
+        self._fill = fill
+        self._windows: tuple[Window, ...] | None = None
+        self._inference = False
+        self._run: Run | None = None
+
+    def install(self) -> None:
+        """Replaces the methods."""
+        for patch in self._patches:
+            patch.install()
+
+    def remove(self) -> None:
+        """Restores them."""
+        self.disarm()
+        for patch in reversed(self._patches):
+            patch.remove()
+
+    def arm(self, windows: Sequence[Window], *, inference: bool = False) -> None:
+        """Makes the next forwards run these windows; ``inference`` is a proof, under ``no_grad`` too."""
+        self.disarm()
+        self._windows = tuple(windows) if len(set(windows)) > 1 else tuple(windows[:1])
+        self._inference = inference
+
+    def disarm(self) -> None:
+        """Back to the plain network."""
+        self._windows, self._run = None, None
+
+    @property
+    def output(self) -> WindowOutput | None:
+        """Groups and states of the last armed forward."""
+        run = self._run
+        if run is None or run.hidden is None:
+            return None
+        return WindowOutput(run.groups, run.hidden, run.rows, run.batch)
+
+    @property
+    def _other_rows(self) -> float:
+        return float("nan") if self._inference else self._fill
+
+    def _is_live(self, states: torch.Tensor) -> bool:
+        # A forward without gradient inside a training step (sampling, a teacher) is the user's own: it stays plain.
+        # Reentrant checkpointing runs without gradient too, on states that require it.
+        return self._inference or torch.is_grad_enabled() or states.requires_grad
+
+    def _split(self, batch: int, rows: int) -> tuple[tuple[Group, ...], bool]:
+        """The groups of a forward, and whether they are the whole sequence."""
+        assert self._windows is not None
+        groups = split_batch(self._windows, batch=batch, rows=rows, tokens=self.tokens, tail=self.tail)
+        return groups, len(groups) == 1 and len(groups[0].window) == self.tokens
+
+    def _head(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Runs the head on the windows' rows of its states, (B, T, D) or (B, T, H, W, C)."""
+        run = self._run
+        states = take_hidden(args, kwargs)
+        if run is None or not self._is_live(states):
+            return original(*args, **kwargs)
+        rows = states.flatten(1, -2)
+        windows = [rows[group.samples, group.loss_start : group.stop] for group in run.groups]
+        run.hidden = tuple(windows)
+        if run.whole:
+            return original(*args, **kwargs)
+        logits = place_rows(original(pack(windows)), run.groups, run.rows, fill=self._other_rows)
+        return logits.view(*states.shape[:-1], -1)
