@@ -76,7 +76,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("demo", "Train plainly and with ReCo on real clips, and compare.", "reco_lightning.demo:run_demo"),
     Command(
         "benchmark",
-        "Measure steps of the plain model and of the windowed methods: time, memory, operations.",
+        "Measure training steps of the methods, or with --generation sampling against transformers.",
         "reco_lightning.benchmark_report:benchmark",
     ),
     Command(

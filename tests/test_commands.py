@@ -14,6 +14,8 @@ from reco_lightning import VideoModel, VideoTransformer
 from reco_lightning.checkpoints import load_module
 from reco_lightning.cli import main
 from reco_lightning.data.video import read_clip
+from reco_lightning.media import write_video
+from reco_lightning.tokenizers.base import to_unit_range
 from reco_lightning.tokenizers.vqvae import VQVAE
 
 GRID = (2, 4, 4)  # clips of 5 frames of 32 x 32 pixels
@@ -29,6 +31,8 @@ def save(module: L.LightningModule, path: Path) -> str:
 def video_model(folder: Path, *, vocab_size: int = 8, num_classes: int = 0) -> str:
     torch.manual_seed(0)
     network = VideoTransformer(vocab_size=vocab_size, grid=GRID, dim=32, depth=1, heads=2, num_classes=num_classes)
+    for parameter in network.parameters():
+        parameter.data.mul_(8 if parameter.ndim > 1 else 1)  # probabilities far from even
     return save(VideoModel(network), folder / "model.ckpt")
 
 
@@ -51,7 +55,7 @@ def test_generate_writes_videos_a_grid_and_tokens(
     assert 0 <= tokens.min() <= tokens.max() < 8
     assert read_clip(out / "0002.mp4", start=0, frames=5, size=32).shape == (5, 32, 32, 3)
     assert read_clip(out / "grid.mp4", start=0, frames=5, size=(64, 64)).shape == (5, 64, 64, 3)
-    assert f"Wrote 3 clips, grid.mp4 and tokens.npy to {out}" in capsys.readouterr().out
+    assert f"Wrote 3 clips of 5 frames, grid.mp4 and tokens.npy to {out}" in capsys.readouterr().out
 
 
 def test_the_seed_decides(tmp_path: Path) -> None:
@@ -88,6 +92,50 @@ def test_a_class_can_be_asked_for(tmp_path: Path) -> None:
     assert (np.load(tmp_path / "free" / "tokens.npy") != np.load(tmp_path / "two" / "tokens.npy")).any()
 
 
+def test_a_longer_clip_goes_on_from_the_trained_length(
+    tmp_path: Path, tokenizer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = video_model(tmp_path)
+    options = ["generate", f"--checkpoint={model}", f"--tokenizer={tokenizer}", "-n", "1", "--device=cpu"]
+    main([*options, f"--output={tmp_path / 'short'}"])
+    main([*options, f"--output={tmp_path / 'long'}", "--length=9", "--context_blocks=1"])
+    short, long = (np.load(tmp_path / name / "tokens.npy") for name in ("short", "long"))
+    assert long.shape == (1, 9, *GRID[1:])
+    assert (long[:, :2] == short).all()
+    assert "Wrote 1 clips of 33 frames" in capsys.readouterr().out
+    frames = read_clip(tmp_path / "long" / "0000.mp4", start=0, frames=33, size=32)
+    start = read_clip(tmp_path / "short" / "0000.mp4", start=0, frames=5, size=32)
+    assert np.abs(frames[:5].astype(int) - start).mean() < 2  # but for what H.264 loses
+
+
+def test_guidance_and_bfloat16(tmp_path: Path) -> None:
+    model = video_model(tmp_path, num_classes=3)
+    options = ["generate", f"--checkpoint={model}", "-n", "2", "--device=cpu", "--label=2"]
+    main([*options, f"--output={tmp_path / 'plain'}"])
+    main([*options, f"--output={tmp_path / 'one'}", "--cfg_scale=1"])
+    main([*options, f"--output={tmp_path / 'guided'}", "--cfg_scale=4"])
+    main([*options, f"--output={tmp_path / 'bf16'}", "--bf16"])
+    plain, one, guided, low = (np.load(tmp_path / name / "tokens.npy") for name in ("plain", "one", "guided", "bf16"))
+    assert (plain == one).all()
+    assert (plain != guided).any()
+    assert low.shape == plain.shape
+
+
+def test_first_frames_are_continued(tmp_path: Path, tokenizer: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (9, 48, 32, 3), dtype=np.uint8)
+    video = write_video(tmp_path / "video.mp4", pixels)
+    options = ["generate", f"--checkpoint={video_model(tmp_path)}", f"--tokenizer={tokenizer}", "--device=cpu", "--n=2"]
+    main([*options, f"--first_frames={video}", f"--output={tmp_path / 'a'}"])
+    main([*options, f"--first_frames={video}", f"--output={tmp_path / 'b'}", "--given_frames=5", "--length=4"])
+    clip = to_unit_range(torch.from_numpy(read_clip(video, start=0, frames=5, size=32))[None])
+    model = load_module(tokenizer, VQVAE).eval()
+    one, two = (np.load(tmp_path / name / "tokens.npy") for name in "ab")
+    assert (one[:, :1] == model.encode(clip[:, :, :1]).numpy()).all()
+    assert (two[:, :2] == model.encode(clip).numpy()).all()
+    assert two.shape == (2, 4, *GRID[1:])
+    assert (one[0, 1] != one[1, 1]).any()
+
+
 def test_label_out_of_range(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["generate", f"--checkpoint={video_model(tmp_path, num_classes=3)}", "--label=3", "--device=cpu"])
@@ -105,6 +153,12 @@ def test_label_out_of_range(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         (["--checkpoint=MODEL", "--label=1"], "label must be left out: the model knows no classes, got 1"),
         (["--checkpoint=MODEL", "--tokenizer=TOKENIZER"], "tokenizer must know the model's 9 ids, but it knows 8"),
         (["--checkpoint=MODEL", "--tokenizer=missing.ckpt"], "checkpoint file, got 'missing.ckpt'"),
+        (["--checkpoint=MODEL", "--length=0"], "length must be 1 frame block or more"),
+        (["--checkpoint=MODEL", "--context_blocks=2"], "context_blocks must be 1 to 1, fewer than"),
+        (["--checkpoint=MODEL", "--cfg_scale=2"], "cfg_scale must be 1 where condition gives no class"),
+        (["--checkpoint=MODEL", "--given_frames=0"], "given_frames must be 1 or more, got 0"),
+        (["--checkpoint=MODEL", "--first_frames=a.mp4"], "first_frames needs tokenizer, which turns them into ids"),
+        (["--checkpoint=MODEL", "--tokenizer=TOKENIZER", "--first_frames=a.mp4"], "first_frames must be a video file"),
         (["--n=1"], "checkpoint"),
     ],
 )

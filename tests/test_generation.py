@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reco_lightning.generation import generate, sample_token
+from reco_lightning.draws import sample_token
+from reco_lightning.generation import generate
 from reco_lightning.models.transformer import VideoTransformer
 from reco_lightning.models.video_model import VideoModel
 

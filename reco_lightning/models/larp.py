@@ -183,7 +183,9 @@ class LARPTransformer(nn.Module):
         heads, dim = self.config["kv_heads"], self.config["dim"]
         shape = (len(self.layers), batch, heads, self.num_tokens, dim // self.config["heads"])
         weight = self.output.weight
-        return KeyValueCache(weight.new_zeros(shape), weight.new_zeros(shape))
+        # not weight.new_zeros: a sharded weight would give a sharded memory
+        memory = (torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(2))
+        return KeyValueCache(*memory)
 
     def forward(
         self,
@@ -191,7 +193,7 @@ class LARPTransformer(nn.Module):
         labels: Tensor | None = None,
         *,
         cache: KeyValueCache | None = None,
-        start: int = 0,
+        start: int | Tensor = 0,
     ) -> Tensor:
         """Logits of the next id at every row that predicts one.
 
@@ -201,7 +203,8 @@ class LARPTransformer(nn.Module):
             labels: Classes, (B,) int64 from 0 to ``num_classes``; the last, and each below 0, is "no class". ``None``
                 is "no class" for all.
             cache: Memory from ``new_cache`` that holds the rows before ``start`` and takes the new ones.
-            start: ``prefix`` + the number of ids that were run; 0 also runs the class.
+            start: ``prefix`` + the number of ids that were run; 0 also runs the class. A tensor without dimensions, of
+                a value above 0, keeps all shapes the same for every row: for ``torch.compile``.
 
         Returns:
             Logits, (B, n + 1 - C, V), or (B, n, V) from a ``start`` above 0.
@@ -211,32 +214,40 @@ class LARPTransformer(nn.Module):
                 ``start`` does not fit.
         """
         condition = self.condition_tokens
-        if start and cache is None:
+        inside = isinstance(start, Tensor) or start > 0  # a tensor's value is not looked at
+        if inside and cache is None:
             raise ValueError(f"start must be 0 without a cache, got {start}; pass the cache that holds the rows before")
-        if 0 < start < condition or (not start and tokens.shape[1] < condition):
+        early = not isinstance(start, Tensor) and 0 < start < condition
+        if early or (not inside and tokens.shape[1] < condition):
             raise ValueError(
                 f"tokens must begin with the {condition} ids of the condition in one call, got {tokens.shape[1]} from "
                 f"start={start}"
             )
         if labels is not None and self.cls_embedding is None:
             raise ValueError("labels were given to a network for frame prediction; pass None")
-        if condition and not start:
+        if condition and not inside:
             separator = tokens.new_full((len(tokens), 1), self.vocab_size)
             tokens = torch.cat([tokens[:, :condition], separator, tokens[:, condition:]], dim=1)
         x = self.tok_embeddings(tokens)  # (B, rows, D)
-        if self.cls_embedding is not None and not start:
+        if self.cls_embedding is not None and not inside:
             if labels is None:
                 labels = tokens.new_full((len(tokens),), self.num_classes)
             x = torch.cat([self.cls_embedding(labels)[:, None], x], dim=1)
-        row = start + 1 if condition and start else start  # the separator's row was run with the condition
-        stop = row + x.shape[1]
-        if stop > self.num_tokens:
-            raise ValueError(f"tokens reach row {stop}, but the network has {self.num_tokens}; the last id is not fed")
-        x = self.tok_dropout(x) + self.abs_pe[:, row:stop]
+        row = start + 1 if condition and inside else start  # the separator's row was run with the condition
+        places: slice | Tensor
+        if isinstance(row, Tensor):
+            places = row + torch.arange(x.shape[1], device=x.device)
+        else:
+            places = slice(row, row + x.shape[1])
+            if places.stop > self.num_tokens:
+                raise ValueError(
+                    f"tokens reach row {places.stop}, but the network has {self.num_tokens}; the last id is not fed"
+                )
+        x = self.tok_dropout(x) + self.abs_pe[:, places]
         for index, layer in enumerate(self.layers):
             x = layer(x) if cache is None else layer(x, (cache.keys[index], cache.values[index]), row)
         logits = self.output(self.norm(x))
-        return logits if start else logits[:, condition:]
+        return logits if inside else logits[:, condition:]
 
 
 class Guided(nn.Module):
@@ -280,10 +291,10 @@ class Guided(nn.Module):
         labels: Tensor | None = None,
         *,
         cache: KeyValueCache | None = None,
-        start: int = 0,
+        start: int | Tensor = 0,
     ) -> Tensor:
         """Guided logits; arguments and result as in `LARPTransformer`."""
-        if not start:
+        if not isinstance(start, Tensor) and not start:
             none = tokens.new_full((len(tokens),), self.num_classes)
             labels = torch.cat([none if labels is None else labels, none])
         given, free = self.network(tokens.repeat(2, 1), labels, cache=cache, start=start).chunk(2)

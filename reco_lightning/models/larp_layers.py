@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reco_lightning.engines.attention import causal_bias
+from reco_lightning.models.transformer import cached_keys_values
 
 __all__ = ["Block", "ClassEmbedding", "RMSNorm"]
 
@@ -65,17 +65,13 @@ class _Attention(nn.Module):
         self.wo = nn.Linear(dim, dim, bias=False)
         self.resid_dropout = nn.Dropout(config["residual_dropout"])
 
-    def forward(self, x: Tensor, cache: tuple[Tensor, Tensor] | None, start: int) -> Tensor:
-        rows = x.shape[1]
+    def forward(self, x: Tensor, cache: tuple[Tensor, Tensor] | None, start: int | Tensor) -> Tensor:
         heads = self.wqkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H + 2 K, n, E)
         q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
         options: dict[str, Any] = {"dropout_p": self.dropout if self.training else 0.0, "is_causal": True}
         if cache is not None:
-            keys, values = cache
-            keys[:, :, start : start + rows] = k
-            values[:, :, start : start + rows] = v
-            k, v = keys[:, :, : start + rows], values[:, :, : start + rows]
-            options = {"attn_mask": None if rows == 1 else causal_bias(rows, start + rows, x.device)}
+            k, v, mask = cached_keys_values(cache, k, v, start)
+            options = {"attn_mask": mask}
         x = F.scaled_dot_product_attention(q, k, v, enable_gqa=self.kv_heads != self.heads, **options)
         return self.resid_dropout(self.wo(x.transpose(1, 2).flatten(2)))
 
@@ -107,7 +103,7 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config["dim"], config["norm_eps"])
         self.feed_forward = _FeedForward(config)
 
-    def forward(self, x: Tensor, cache: tuple[Tensor, Tensor] | None = None, start: int = 0) -> Tensor:
+    def forward(self, x: Tensor, cache: tuple[Tensor, Tensor] | None = None, start: int | Tensor = 0) -> Tensor:
         """States (B, n, D) of rows from ``start`` on; a cache of keys and values holds the rows before."""
         x = x + self.attention(self.attention_norm(x), cache, start)
         return x + self.feed_forward(self.ffn_norm(x))

@@ -137,8 +137,8 @@ class VideoModel(pl.LightningModule):
         """Samples videos.
 
         Args:
-            batch: What `GenerationRequests` asks for: ``index`` (B,) of the videos, and where wanted ``label`` (B,),
-                ``first_tokens`` (B, m) and ``options`` of ``generate``.
+            batch: What `GenerationRequests` asks for: ``index`` (B,) of the videos, and where wanted
+                ``condition``, ``first_tokens`` (B, m) and other ``options`` of ``generate``.
             batch_idx: Number of the batch.
 
         Returns:
@@ -157,7 +157,7 @@ class VideoModel(pl.LightningModule):
             self,
             len(index),
             indices=index.tolist(),
-            condition=batch.get("label"),
+            condition=batch.get("condition"),
             first_tokens=batch.get("first_tokens"),
             batch_size=len(index),
             **batch.get("options", {}),

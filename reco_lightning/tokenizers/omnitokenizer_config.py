@@ -136,7 +136,7 @@ def config_from_weights(
         weights: The state dict without what only training needs. A key may be missing where others tell the same
             size; that is found when the weights are loaded.
         options: The training options stored beside it, if any. Read are the causal flags, in both spellings
-            ("causal_", and the "casual_" of the released files), l2_code, spatial_pos, the depths, and options that
+            (`causal_`, and the `casual_` of the released files), l2_code, spatial_pos, the depths, and options that
             no release sets. Absent flags are true, as in all releases.
         explicit_attention: As in `OmniTokenizerConfig`.
 

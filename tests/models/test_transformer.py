@@ -6,7 +6,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reco_lightning.models.transformer import SIZES, VideoTransformer, rotary_table, rotate, token_places
+from reco_lightning.models.transformer import (
+    SIZES,
+    KeyValueCache,
+    VideoTransformer,
+    rotary_table,
+    rotate,
+    token_places,
+)
 from tests.helpers import reference
 
 GRID, N, V = (3, 2, 2), 12, 11
@@ -75,6 +82,20 @@ def test_cached_steps_equal_the_full_forward(kind, steps):
         start = begin + network.prefix if begin else 0
         parts.append(network(tokens[:, begin : begin + step], labels if not begin else None, cache=cache, start=start))
         begin += step
+    torch.testing.assert_close(torch.cat(parts, dim=1), plain)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_a_start_without_a_known_value_gives_the_same_rows(kind):
+    network, (tokens, labels) = build(kind).eval(), inputs(kind)
+    plain = network(tokens, labels)
+    cache, first = network.new_cache(4), 2 + network.prefix
+    cache.keys.fill_(7)  # what lies behind the rows that were run is not looked at
+    parts = [network(tokens[:, :2], labels, cache=cache)]
+    parts.append(network(tokens[:, 2:3], cache=cache, start=torch.tensor(first)))
+    separate = KeyValueCache(tuple(cache.keys.clone()), tuple(cache.values.clone()))  # one tensor a block
+    parts.append(network(tokens[:, 3:], cache=separate, start=torch.tensor(first + 1)))
     torch.testing.assert_close(torch.cat(parts, dim=1), plain)
 
 
