@@ -9,16 +9,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from reco_lightning.callback import ReCoCallback
     from reco_lightning.continuity import continuity_loss
+    from reco_lightning.evaluation import EvaluateVideos
     from reco_lightning.explanation import Explanation, explain
     from reco_lightning.generation import generate
     from reco_lightning.mixin import ReCoMixin, WindowStep
     from reco_lightning.models.transformer import VideoTransformer
     from reco_lightning.models.video_model import VideoModel
+    from reco_lightning.position_profile import PositionLossProfile
     from reco_lightning.samples import SampleVideos
     from reco_lightning.windows import Window, WindowSampler
 
 __all__ = [
+    "EvaluateVideos",
     "Explanation",
+    "PositionLossProfile",
     "ReCoCallback",
     "ReCoMixin",
     "SampleVideos",
@@ -36,7 +40,9 @@ __version__ = "0.1.0.dev0"
 
 # Where each name lives. Imported on first use: torch and Lightning take seconds, which `reco --help` need not wait for.
 _HOMES = {
+    "EvaluateVideos": "evaluation",
     "Explanation": "explanation",
+    "PositionLossProfile": "position_profile",
     "ReCoCallback": "callback",
     "ReCoMixin": "mixin",
     "SampleVideos": "samples",

@@ -23,6 +23,7 @@ from typing_extensions import override
 import reco_lightning.data.token_module  # imported so that `class_path: TokenDataModule` and the like resolve
 import reco_lightning.data.video_module
 import reco_lightning.models.video_model
+import reco_lightning.position_profile
 import reco_lightning.prediction
 import reco_lightning.samples
 import reco_lightning.tokenizers.vqvae  # noqa: F401

@@ -164,7 +164,7 @@ class CLIP:
 def clip_score(videos: Tensor, texts: Sequence[str], encoder: PictureTextEncoder, *, frames: int) -> Tensor:
     r"""Cosine between a video's frames and its text.
 
-    $$S_{b,f} = \frac{I(x_{b,f}) \cdot T(c_b)}{\lVert I(x_{b,f}) \rVert \, \lVert T(c_b) \rVert}$$
+    .. math:: S_{b,f} = \frac{I(x_{b,f}) \cdot T(c_b)}{\lVert I(x_{b,f}) \rVert \, \lVert T(c_b) \rVert}
 
     Args:
         videos: uint8, (B, 3, T, H, W), 0 to 255.
@@ -195,7 +195,7 @@ def clip_score(videos: Tensor, texts: Sequence[str], encoder: PictureTextEncoder
 class CLIPScore(Metric):
     r"""Mean cosine between the frames of generated videos and the texts they were made from, and the same by frame.
 
-    $S = \frac{1}{BF} \sum_{b,f} S_{b,f}$ with ``clip_score``. Some report a hundred times this.
+    :math:`S = \frac{1}{BF} \sum_{b,f} S_{b,f}` with ``clip_score``. Some report a hundred times this.
 
     - ``update(videos, texts)``: uint8 (B, 3, T, H, W) and B texts.
     - ``compute()``: ``score`` () and ``frame`` (F,), float64, -1 to 1; one frame alone is ().

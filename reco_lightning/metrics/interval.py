@@ -82,11 +82,12 @@ def frame_pairs(frames: int, interval: int, pairs: Pairs) -> list[tuple[int, int
 def interval_psnr(videos: Tensor, intervals: Sequence[int] = INTERVALS, *, pairs: Pairs = "all") -> Tensor:
     r"""PSNR between frames at a distance, for each video.
 
-    $$\mathrm{PSNR}(\Delta) = \frac{1}{|P_\Delta|} \sum_{(s, t) \in P_\Delta} 10 \log_{10}
-    \frac{255^2}{\mathrm{MSE}(x_s, x_t)}$$
+    .. math::
+        \mathrm{PSNR}(\Delta) = \frac{1}{|P_\Delta|} \sum_{(s, t) \in P_\Delta} 10 \log_{10}
+        \frac{255^2}{\mathrm{MSE}(x_s, x_t)}
 
-    with $P_\Delta$ from ``frame_pairs`` and the squared error averaged over channels and pixels. Decibels are averaged,
-    not errors; equal frames count as 100 dB.
+    with :math:`P_\Delta` from ``frame_pairs`` and the squared error averaged over channels and pixels. Decibels are
+    averaged, not errors; equal frames count as 100 dB.
 
     Args:
         videos: uint8, (B, 3, T, H, W), 0 to 255.

@@ -34,7 +34,7 @@ _Grey = npt.NDArray[np.uint8]
 
 
 def flow_magnitude(source: _Grey, target: _Grey) -> float:
-    r"""Mean length of the flow between two pictures: $\frac{1}{HW} \sum_p \lVert (u_p, v_p) \rVert_2$.
+    r"""Mean length of the flow between two pictures: :math:`\frac{1}{HW} \sum_p \lVert (u_p, v_p) \rVert_2`.
 
     Args:
         source: Grey values, uint8 (H, W).
@@ -58,11 +58,12 @@ def flow_magnitude(source: _Grey, target: _Grey) -> float:
 def interval_optical_flow(videos: Tensor, intervals: Sequence[int] = INTERVALS, *, pairs: Pairs = "all") -> Tensor:
     r"""Mean flow between frames at a distance, for each video.
 
-    $$\mathrm{Flow}(\Delta) = \frac{1}{|P_\Delta|} \sum_{(s, t) \in P_\Delta} \frac{1}{HW} \sum_p
-    \lVert \mathbf{f}_{s \to t}(p) \rVert_2$$
+    .. math::
+        \mathrm{Flow}(\Delta) = \frac{1}{|P_\Delta|} \sum_{(s, t) \in P_\Delta} \frac{1}{HW} \sum_p
+        \lVert \mathbf{f}_{s \to t}(p) \rVert_2
 
-    with $P_\Delta$ from ``frame_pairs`` and $\mathbf{f}$ Farnebäck's flow of the grey frames. It grows with the number
-    of pixels, and saturates at long distances. About 12 ms a pair of 256 x 256 on one core.
+    with :math:`P_\Delta` from ``frame_pairs`` and :math:`\mathbf{f}` Farnebäck's flow of the grey frames. It grows with
+    the number of pixels, and saturates at long distances. About 12 ms a pair of 256 x 256 on one core.
 
     Args:
         videos: uint8, (B, 3, T, H, W), 0 to 255.

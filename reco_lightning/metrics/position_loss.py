@@ -30,7 +30,7 @@ _IGNORED = -100
 
 
 def position_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    r"""Cross-entropy of every token: $\ell_{b,i} = -\log \mathrm{softmax}(z_{b,i})_{e_{b,i}}$.
+    r"""Cross-entropy of every token: :math:`\ell_{b,i} = -\log \mathrm{softmax}(z_{b,i})_{e_{b,i}}`.
 
     Args:
         logits: (B, N, V), row i for token i.
@@ -59,10 +59,11 @@ def position_loss(logits: Tensor, targets: Tensor) -> Tensor:
 class PositionLoss(Metric):
     r"""Mean cross-entropy at every place of the sequence and in every frame block.
 
-    $$L_i = \frac{1}{|B_i|} \sum_{b \in B_i} \ell_{b,i} \qquad L^{(k)} = \frac{\sum_{i \in k} |B_i| L_i}
-    {\sum_{i \in k} |B_i|}$$
+    .. math::
+        L_i = \frac{1}{|B_i|} \sum_{b \in B_i} \ell_{b,i} \qquad
+        L^{(k)} = \frac{\sum_{i \in k} |B_i| L_i}{\sum_{i \in k} |B_i|}
 
-    with $\ell$ from ``position_loss`` and $B_i$ the samples whose token i counts.
+    with :math:`\ell` from ``position_loss`` and :math:`B_i` the samples whose token i counts.
 
     - ``update(logits, targets)``: (B, R, V) and (B, R) int64. R is N, or less for a network that does not predict the
       first N - R tokens.

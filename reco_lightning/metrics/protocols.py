@@ -98,8 +98,8 @@ class FVDProtocol:
         where = " of the centre" if self.place == "centre" else ""
         divisor = "N" if self.ddof == 0 else "(N - 1)"
         return (
-            f"{self.name} ({self.frames} frames{where}, {self.clips} clips, {self.resize} to {I3D_SIZE}, {self.output}, "
-            f"covariance / {divisor}, batch-norm epsilon {self.norm_epsilon:g})"
+            f"{self.name} ({self.frames} frames{where}, {self.clips} clips, {self.resize} to {I3D_SIZE}, "
+            f"{self.output}, covariance / {divisor}, batch-norm epsilon {self.norm_epsilon:g})"
         )
 
 

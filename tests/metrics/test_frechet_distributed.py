@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The metrics on running sums in two processes with unequal shares, against one process with all clips."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.metrics.test_frechet_metric import KINDS, filled
+
+ROOT = Path(__file__).parents[2]
+
+PROCESS = """
+import sys, torch, torch.distributed as dist
+from tests.metrics.test_frechet_metric import KINDS, clips_of
+rank, folder = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+found = {}
+for name, make in KINDS.items():
+    metric, stored = make(), make()
+    share = slice(0, 13) if rank == 0 else slice(13, None)
+    metric.update(clips_of(40)[share], real=True)
+    metric.update(clips_of(36, seed=1, dark=2)[share], real=False)
+    metric.save_real(f"{folder}/{name}.npz")
+    dist.barrier()
+    stored.load_real(f"{folder}/{name}.npz")
+    stored.update(clips_of(36, seed=1, dark=2)[share], real=False)
+    found[name] = (metric.compute().item(), stored.compute().item(), metric.record()["clips"], stored.record()["clips"])
+    assert metric.real_count.dtype == torch.float64 and metric.moments(real=True).clips == (13 if rank == 0 else 27)
+torch.save(found, f"{folder}/{rank}.pt")
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_give_the_number_of_one(tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(rank), str(tmp_path)], env=environment, cwd=ROOT,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    for process in processes:
+        text, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, text
+    for name, make in KINDS.items():
+        alone = filled(make())
+        for rank in range(2):
+            value, stored, counts, stored_counts = torch.load(tmp_path / f"{rank}.pt")[name]
+            assert value == pytest.approx(alone.compute().item(), rel=1e-9)
+            assert stored == pytest.approx(value, rel=1e-12)
+            assert counts == stored_counts == {"real": 40, "generated": 36}
