@@ -6,6 +6,9 @@ TORCH ?= torch==2.13.0
 # What follows `reco demo`: make demo ARGS="--quick --videos ~/clips"
 ARGS ?=
 
+# Processes that share the tests
+WORKERS ?= 2
+
 VENV := .venv
 BIN := $(VENV)/bin
 DEV_EXTRAS := demo,hf,metrics,tokenizers,docs,dev
@@ -20,7 +23,7 @@ demo: $(VENV)/demo.stamp  ## Train plainly and with ReCo on real clips; the resu
 	$(BIN)/reco demo $(ARGS)
 
 test: $(VENV)/dev.stamp  ## Run the tests, doctests and README snippets
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(VENV)/dev.stamp  ## Check format, style and types
 	$(BIN)/ruff format --check .

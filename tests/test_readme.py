@@ -33,8 +33,13 @@ def blocks() -> list[tuple[str, str]]:
 BLOCKS = blocks()
 
 
-@pytest.mark.parametrize("code", [code for _, code in BLOCKS], ids=[name for name, _ in BLOCKS])
-def test_python_block_runs(code: str, tmp_path: Path) -> None:
+def of(readme: bool):
+    chosen = [(name, code) for name, code in BLOCKS if name.startswith("README.md") == readme]
+    return pytest.mark.parametrize("code", [code for _, code in chosen], ids=[name for name, _ in chosen])
+
+
+@of(readme=True)
+def test_block_of_the_readme_runs_in_a_process_of_its_own(code: str, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "WANDB_MODE": "offline", "MPLBACKEND": "agg"}
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -46,6 +51,15 @@ def test_python_block_runs(code: str, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.mark.filterwarnings("ignore")  # what a reader's own process prints
+@of(readme=False)
+def test_block_of_a_page_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    exec(compile(code, "<page>", "exec"), {"__name__": "__main__"})
 
 
 def test_the_readme_has_a_block_to_run() -> None:
