@@ -214,7 +214,7 @@ def vqvae(seed):
         ({"tokenizer": Brightness()}, "tokenizer_sha256 was [0-9a-f]{64} and is not there"),
         ({"shard_size": 5, "devices": 1, "num_workers": 1}, ""),
     ],
-    ids=str,
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
 def test_going_on_with_other_settings_is_refused(videos, tmp_path, monkeypatch, options, message):
     net = vqvae(0)
