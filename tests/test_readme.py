@@ -8,8 +8,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
 
 from reco_lightning.cli import COMMANDS, recipe_path
 
@@ -59,7 +61,12 @@ def test_block_of_a_page_runs(code: str, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("MPLBACKEND", "agg")
-    exec(compile(code, "<page>", "exec"), {"__name__": "__main__"})
+    with mock.patch.dict(os.environ):
+        try:
+            exec(compile(code, "<page>", "exec"), {"__name__": "__main__"})
+        finally:
+            if torch.distributed.is_initialized():  # left by a strategy of several processes
+                torch.distributed.destroy_process_group()
 
 
 def test_the_readme_has_a_block_to_run() -> None:
