@@ -21,18 +21,14 @@ from reco_lightning.callback import ReCoCallback
 from reco_lightning.engines.compiled import RecompileLimit
 from reco_lightning.explanation import explain
 from reco_lightning.injection import Injection
+from reco_lightning.methods import load_method, method_names
 from reco_lightning.models.transformer import SIZES, VideoTransformer
 from reco_lightning.windows import Window, WindowSampler
 
 __all__ = ["METHODS", "Measurement", "matrix_rate", "measure", "network_of_size"]
 
-METHODS: dict[str, dict[str, Any]] = {
-    "plain": {"window_blocks": None, "continuity_weight": 0.0},
-    "fewer-frames": {"context": "dropped", "first_window_prob": None, "continuity_weight": 0.0},
-    "local-opt": {"first_window_prob": None, "continuity_weight": 0.0},
-    "reco": {},
-}
-"""The paper's methods as arguments of ``WindowSampler`` and ``ReCoCallback``; None blocks are the whole sequence."""
+METHODS = ("plain", "fewer-frames", "local-opt", "reco")
+"""Plain training, and the methods of ``recipes/method`` that are measured by default."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +36,7 @@ class Measurement:
     """What a method's training step costs, averaged over its windows by their probabilities.
 
     Args:
-        method: One of ``METHODS``.
+        method: ``plain`` or a packaged method.
         size: Name of the network's size.
         seconds: Step time: of each window the median.
         spread: Half the distance between the quartiles of a window's step times, relative to their median.
@@ -127,7 +123,7 @@ def measure(
     network: VideoTransformer,
     size: str,
     *,
-    methods: Sequence[str] = tuple(METHODS),
+    methods: Sequence[str] = METHODS,
     batch_size: int,
     steps: int = 10,
     burn_in: int = 3,
@@ -144,7 +140,7 @@ def measure(
     Args:
         network: The network; its weights are trained on random tokens.
         size: Its name in the result.
-        methods: Names of ``METHODS``; ``plain`` has to be one of them, being what the others are compared with.
+        methods: Names of packaged methods; ``plain`` has to be one of them, being what the others are compared with.
         batch_size: B, samples of a step.
         steps: Measured steps of each window, 1 or more.
         burn_in: Steps of each window before them.
@@ -160,9 +156,9 @@ def measure(
     Raises:
         ValueError: If an argument is out of its range.
     """
-    unknown = [name for name in methods if name not in METHODS]
-    if unknown or "plain" not in methods:
-        raise ValueError(f"methods must hold 'plain' and be of {', '.join(METHODS)}, got {', '.join(methods)}")
+    known = ["plain", *(name for name in method_names() if name != "baseline")]
+    if "plain" not in methods or not set(methods) <= set(known):
+        raise ValueError(f"methods must hold 'plain' and be of {', '.join(known)}, got {', '.join(methods)}")
     if steps < 1 or burn_in < 0 or batch_size < 1:
         raise ValueError(
             f"steps and batch_size must be 1 or more and burn_in 0 or more, got steps={steps}, "
@@ -203,12 +199,12 @@ def measure(
 
 
 def _callback(name: str, network: VideoTransformer) -> ReCoCallback:
-    options = dict(METHODS[name])
     blocks, rows, columns = network.grid
-    windows = {key: options.pop(key) for key in ("window_blocks", "first_window_prob") if key in options}
-    if "window_blocks" in windows:
-        windows["window_blocks"] = blocks
-    return ReCoCallback(WindowSampler(blocks, rows * columns, **windows), **options)
+    if name == "plain":
+        return ReCoCallback(WindowSampler(blocks, rows * columns, window_blocks=blocks), continuity_weight=0.0)
+    callback = load_method(name).callback(blocks, rows * columns)
+    assert callback is not None  # the packaged method without one is the baseline, which is "plain" here
+    return callback
 
 
 class _Run:
@@ -230,9 +226,7 @@ class _Run:
         with autocast():
             selection = callback.select(module, self._loss)
         self.engine = selection.engine
-        self.injection = Injection(
-            selection.engine, selection.trace, weight=callback.continuity_weight, norm=callback.continuity_norm
-        )
+        self.injection = Injection(selection.engine, selection.trace, callback.continuity)
         self.times: list[float] = []
         self.peaks: list[int] = []
 

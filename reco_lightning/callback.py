@@ -8,7 +8,9 @@ Last stage of the pipeline ``windows -> continuity -> engines -> callback``. Onl
 from __future__ import annotations
 
 import inspect
+import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
@@ -17,16 +19,32 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
-from reco_lightning.continuity import ContinuityNorm
+from reco_lightning.continuity import Continuity, ContinuityNorm, ContinuitySchedule
 from reco_lightning.engines.base import Context
 from reco_lightning.engines.compiled import RecompileLimit, is_compiled
 from reco_lightning.engines.interception import PatchedMethod
 from reco_lightning.engines.rehearsal import Hints
 from reco_lightning.engines.select import ENGINES, Selection, select_engine
 from reco_lightning.injection import Injection, StepReport
-from reco_lightning.windows import WindowSampler
+from reco_lightning.loss_aware import RunningLosses
+from reco_lightning.windows import Window, WindowSampler
 
-__all__ = ["ReCoCallback"]
+__all__ = ["ReCoCallback", "StepKind"]
+
+
+@dataclass(frozen=True)
+class StepKind:
+    """One kind of training step.
+
+    Args:
+        window: What it optimises.
+        attached: Tokens in front of the window that are trained through.
+        probability: Share of the training's steps that are of this kind.
+    """
+
+    window: Window
+    attached: int
+    probability: float
 
 
 class ReCoCallback(pl.Callback):
@@ -45,6 +63,17 @@ class ReCoCallback(pl.Callback):
             states are constants, their keys and values train the projections), ``"attached"`` (trained through) or
             ``"dropped"`` (fewer frames: the window is a sequence of its own).
         windows_per_batch: Groups of the batch with a window each, 1 or more; 1 is the paper.
+        continuity_lag: Distance in tokens of the states that continuity compares; 1 is the paper, the sampler's
+            ``tokens_per_block`` compares the same place of neighbouring frame blocks.
+        continuity_schedule: ``"constant"`` (the paper); ``"linear"`` and ``"cosine"`` let the weight fall to 0 by the
+            end of the fit.
+        continuity_balanced: Whether ``continuity_weight`` is the ratio of the gradients' norms, continuity's over the
+            cross-entropy's, at the states that the head reads.
+        attached_blocks: Frame blocks in front of the window that are trained through, without a loss of their own; 0
+            is the paper.
+        attached_share: Share of the steps in which they are, in (0, 1].
+        loss_aware: Above 0, windows are drawn by their running cross-entropy to this power, times the sampler's
+            probability; 0 is the paper.
         engine: ``"auto"``, which takes the first of ``"frozen"``, ``"cache"``, ``"prefix"`` and ``"masked"`` that is
             proved on the first batch (in a resumed run the one that was trained with), or the name of one.
         network: Name of the network inside the module, where several hold blocks.
@@ -70,6 +99,12 @@ class ReCoCallback(pl.Callback):
         continuity_norm: ContinuityNorm = "mean",
         context: Context = "frozen",
         windows_per_batch: int = 1,
+        continuity_lag: int = 1,
+        continuity_schedule: ContinuitySchedule = "constant",
+        continuity_balanced: bool = False,
+        attached_blocks: int = 0,
+        attached_share: float = 1.0,
+        loss_aware: float = 0.0,
         engine: Literal["auto", "frozen", "cache", "prefix", "masked"] = "auto",
         network: str | None = None,
         blocks: str | None = None,
@@ -79,10 +114,7 @@ class ReCoCallback(pl.Callback):
     ) -> None:
         if not isinstance(sampler, WindowSampler):
             raise ValueError(f"sampler must be a WindowSampler, got {type(sampler).__name__}")
-        if isinstance(continuity_weight, bool) or not 0 <= continuity_weight < float("inf"):
-            raise ValueError(f"continuity_weight must be a finite number of 0 or more, got {continuity_weight!r}")
         for name, value, allowed in (
-            ("continuity_norm", continuity_norm, get_args(ContinuityNorm)),
             ("context", context, get_args(Context)),
             ("engine", engine, ("auto", *ENGINES)),
         ):
@@ -92,16 +124,31 @@ class ReCoCallback(pl.Callback):
             raise ValueError(f"windows_per_batch must be a whole number of 1 or more, got {windows_per_batch!r}")
         if prefix_tokens is not None and prefix_tokens < 0:
             raise ValueError(f"prefix_tokens must be 0 or more, or None to find it, got {prefix_tokens}")
-        if continuity_weight and sampler.window_tokens < 3:
+        if isinstance(attached_blocks, bool) or not isinstance(attached_blocks, int) or attached_blocks < 0:
+            raise ValueError(f"attached_blocks must be a whole number of 0 or more, got {attached_blocks!r}")
+        if attached_blocks and context in ("attached", "dropped"):
             raise ValueError(
-                f"continuity compares neighbours and needs windows of 3 tokens or more, got {sampler.window_tokens}; "
-                "widen the window, or set continuity_weight=0"
+                f"attached_blocks={attached_blocks} needs context='frozen' or 'keys', got {context!r}, where all or "
+                "nothing of the context is trained through"
+            )
+        if isinstance(attached_share, bool) or not 0 < attached_share <= 1:
+            raise ValueError(
+                f"attached_share must lie in (0, 1], got {attached_share!r}; attached_blocks=0 attaches nothing"
+            )
+        self.continuity = Continuity(
+            continuity_weight, continuity_norm, continuity_lag, continuity_schedule, continuity_balanced
+        )
+        shortest = sampler.window_tokens - 1  # of the first window, where nothing predicts the first token
+        if continuity_weight and continuity_lag >= shortest:
+            raise ValueError(
+                f"continuity compares states {continuity_lag} apart and needs windows of {continuity_lag + 2} tokens "
+                f"or more, got {sampler.window_tokens}; widen the window, or set continuity_weight=0"
             )
         self.sampler = sampler
-        self.continuity_weight = continuity_weight
-        self.continuity_norm = continuity_norm
         self.context = context
         self.windows_per_batch = windows_per_batch
+        self.attached_blocks = attached_blocks
+        self.attached_share = attached_share
         self.engine = engine
         self.hints = Hints(network, blocks, head, prefix_tokens)
         self.verify = verify
@@ -109,6 +156,9 @@ class ReCoCallback(pl.Callback):
         self._injection: Injection | None = None
         self._report: StepReport | None = None
         self._choice: dict[str, Any] | None = None
+        self._losses = RunningLosses(loss_aware) if loss_aware else None
+        self._stored_losses: dict[str, Any] | None = None
+        self._total_batches: float | None = None
         self._recompiles = RecompileLimit()
 
     @override
@@ -139,6 +189,9 @@ class ReCoCallback(pl.Callback):
         if self._injection is not None:
             self._injection.engine.disarm()
         if self._report is not None:
+            if self._losses is not None:
+                for window, loss in self._report.losses:
+                    self._losses.add(window, loss)
             values: dict[str, torch.Tensor | float] = {
                 "reco/cross_entropy": self._report.cross_entropy,
                 "reco/continuity": self._report.continuity,
@@ -160,12 +213,37 @@ class ReCoCallback(pl.Callback):
     @override
     def state_dict(self) -> dict[str, Any]:
         """The engine and the modules that were chosen, so that a resumed run uses the same ones."""
-        return {"choice": self._choice} if self._choice else {}
+        state: dict[str, Any] = {"choice": self._choice} if self._choice else {}
+        if self._losses is not None:
+            state["losses"] = self._losses.state_dict()
+        return state
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes the choice back from a checkpoint; the first batch proves it anew."""
         self._choice = state_dict.get("choice")
+        self._stored_losses = state_dict.get("losses")
+
+    @property
+    def step_kinds(self) -> tuple[StepKind, ...]:
+        """All kinds of steps of a training and their shares; windows drawn by their loss count as the sampler has them.
+
+        Example:
+            >>> kinds = ReCoCallback(WindowSampler(3, 4), attached_blocks=1, attached_share=0.5).step_kinds
+            >>> [(kind.window.start, kind.attached, kind.probability) for kind in kinds]
+            [(0, 4, 0.25), (0, 0, 0.25), (4, 4, 0.25), (4, 0, 0.25)]
+        """
+        attached = self.attached_blocks * self.sampler.tokens_per_block
+        choices = [(attached, self.attached_share), (0, 1 - self.attached_share)] if attached else [(0, 1.0)]
+        shares: dict[tuple[Window, int], float] = {}
+        ends = [*(begin for begin, _ in self.sampler.stages[1:]), 1.0]
+        for (begin, stage), end in zip(self.sampler.stages, ends, strict=True):
+            for window, probability in zip(stage.windows, stage.probabilities, strict=True):
+                for tokens, share in choices:
+                    if share:
+                        kind = (window, tokens)
+                        shares[kind] = shares.get(kind, 0.0) + (end - begin) * probability * share
+        return tuple(StepKind(window, tokens, share) for (window, tokens), share in shares.items())
 
     def select(self, module: pl.LightningModule, step: Callable[[], Any]) -> Selection:
         """Finds and proves the engine for a module; nothing is installed.
@@ -188,6 +266,7 @@ class ReCoCallback(pl.Callback):
             hints=self.hints,
             context=self.context,
             windows_per_batch=self.windows_per_batch,
+            attached=self.attached_blocks * self.sampler.tokens_per_block,
             engine=self.engine if self._choice is None or self.engine != "auto" else self._choice["engine"],
             verify=self.verify,
         )
@@ -202,9 +281,46 @@ class ReCoCallback(pl.Callback):
 
         if self._injection is None:
             self._injection = self._prove(module, step)
-        windows = self.sampler.sample_groups(module.trainer.fit_loop.epoch_loop.total_batch_idx, self.windows_per_batch)
-        result, self._report = self._injection.run(windows, step)
+        step_index = module.trainer.fit_loop.epoch_loop.total_batch_idx
+        progress = self._progress(module.trainer, step_index)
+        windows = self.sampler.sample_groups(
+            step_index,
+            self.windows_per_batch,
+            progress=progress,
+            probabilities=self._by_loss(module, step_index, progress),
+        )
+        attached = self.attached_blocks * self.sampler.tokens_per_block
+        if attached and self.attached_share < 1:
+            source = random.Random(f"{self.sampler.seed}:{step_index}:attached")
+            attached = attached if source.random() < self.attached_share else 0
+        result, self._report = self._injection.run(windows, step, attached=attached, progress=progress)
         return result
+
+    def _progress(self, trainer: pl.Trainer, step_index: int) -> float:
+        """Share of the fit that is done; 0 where nothing depends on it."""
+        if not self.sampler.schedule and self.continuity.schedule == "constant":
+            return 0.0
+        if self._total_batches is None:
+            self._total_batches = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches
+            if not 0 < self._total_batches < float("inf"):
+                raise MisconfigurationException(
+                    "the sampler's schedule and continuity_schedule follow the share of the training that is done, and "
+                    "this trainer has no end; set max_steps or max_epochs"
+                )
+        return min(1.0, step_index / self._total_batches)
+
+    def _by_loss(self, module: pl.LightningModule, step_index: int, progress: float) -> list[float] | None:
+        if self._losses is None:
+            return None
+        if self._stored_losses is not None:
+            self._losses.load_state_dict(self._stored_losses, device=module.device)
+            self._stored_losses = None
+
+        def reduce(sums: torch.Tensor) -> torch.Tensor:
+            return module.trainer.strategy.reduce(sums, reduce_op="sum")
+
+        self._losses.look(self.sampler, step=step_index, reduce=reduce)
+        return self._losses.probabilities(self.sampler.at(progress))
 
     def _prove(self, module: pl.LightningModule, step: Callable[[], Any]) -> Injection:
         selection = self.select(module, step)
@@ -218,9 +334,9 @@ class ReCoCallback(pl.Callback):
         self._choice = choice
         rank_zero_info(f"ReCo: {selection.report}")
         if is_compiled(module):
-            self._recompiles.raise_by(len(self.sampler.windows) * self.windows_per_batch)
+            self._recompiles.raise_by(len(self.step_kinds) * self.windows_per_batch)
         selection.engine.install()
-        return Injection(selection.engine, trace, weight=self.continuity_weight, norm=self.continuity_norm)
+        return Injection(selection.engine, trace, self.continuity, by_group=self._losses is not None)
 
     def _uninstall(self) -> None:
         if self._injection is not None:
@@ -228,7 +344,7 @@ class ReCoCallback(pl.Callback):
         if self._patch is not None:
             self._patch.remove()
         self._recompiles.restore()
-        self._injection, self._patch, self._report = None, None, None
+        self._injection, self._patch, self._report, self._total_batches = None, None, None, None
 
 
 def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from reco_lightning.engines.base import Group
 
-__all__ = ["loss_rows", "select_rows", "window_cross_entropy"]
+__all__ = ["group_losses", "loss_rows", "select_rows", "window_cross_entropy"]
 
 
 def loss_rows(logits: torch.Tensor, target: torch.Tensor, batch: int) -> int:
@@ -70,6 +70,26 @@ def select_rows(
     if len(chosen) == 1:
         return chosen[0]
     return torch.cat([part[0] for part in chosen]), torch.cat([part[1] for part in chosen])
+
+
+def group_losses(
+    logits: torch.Tensor, target: torch.Tensor, groups: Sequence[Group], *, batch: int, offset: int
+) -> list[torch.Tensor]:
+    """Mean cross-entropy of each group's window, nats, without graph.
+
+    Args:
+        logits: As in ``loss_rows``.
+        target: As in ``loss_rows``.
+        groups: The groups of the batch with their rows of the network.
+        batch: B, the size of the batch.
+        offset: Row of the network that the first loss row of a sample comes from.
+
+    Returns:
+        Scalars, one per group.
+    """
+    with torch.no_grad():
+        own = [select_rows(logits, target, [group], batch=batch, offset=offset) for group in groups]
+        return [F.cross_entropy(part.float(), places) for part, places in own]
 
 
 def window_cross_entropy(

@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 
-from reco_lightning.callback import ReCoCallback
+from reco_lightning.callback import ReCoCallback, StepKind
 from reco_lightning.cost import count_operations, count_saved_bytes
 from reco_lightning.engines.sandbox import Sandbox, StepEndedError
 from reco_lightning.engines.select import Selection
@@ -28,15 +28,17 @@ class WindowCost:
 
     Args:
         window: The window.
-        probability: Its share of the steps.
+        probability: The share of the training's steps that are of this kind.
         operations: Floating-point operations, forward and backward.
         saved_bytes: Bytes kept for the backward pass.
+        attached: Tokens in front of the window that are trained through.
     """
 
     window: Window
     probability: float
     operations: int
     saved_bytes: int
+    attached: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Explanation:
 
         lines.append(line("plain", 1.0, self.plain_operations, self.plain_saved_bytes))
         for cost in self.windows:
-            name = f"tokens {cost.window.start}-{cost.window.stop}"
+            name = f"tokens {cost.window.start}-{cost.window.stop}" + (f" +{cost.attached}" if cost.attached else "")
             lines.append(line(name, cost.probability, cost.operations, cost.saved_bytes))
         lines.append(line("mean over the sampler", 1.0, self.operations, self.saved_bytes))
         return "\n".join(lines)
@@ -134,8 +136,9 @@ def explain(module: pl.LightningModule, batch: Any, callback: ReCoCallback, *, b
     costs = []
     selection.engine.install()
     try:
-        for window, probability in zip(callback.sampler.windows, callback.sampler.probabilities, strict=True):
-            costs.append(WindowCost(window, probability, *_cost(module, sandbox, selection, (callback, window))))
+        for kind in callback.step_kinds:
+            measured = _cost(module, sandbox, selection, (callback, kind))
+            costs.append(WindowCost(kind.window, kind.probability, *measured, attached=kind.attached))
     finally:
         selection.engine.remove()
     trace = selection.trace
@@ -154,19 +157,16 @@ def explain(module: pl.LightningModule, batch: Any, callback: ReCoCallback, *, b
 
 
 def _cost(
-    module: pl.LightningModule, sandbox: Sandbox, selection: Selection, on: tuple[ReCoCallback, Window] | None
+    module: pl.LightningModule, sandbox: Sandbox, selection: Selection, on: tuple[ReCoCallback, StepKind] | None
 ) -> tuple[int, int]:
     def loss() -> torch.Tensor:
         losses: list[torch.Tensor] = []
         calls = 0
         cross_entropy: Callable[..., torch.Tensor] = F.cross_entropy
         if on is not None:
-            callback, window = on
-            injection = Injection(
-                selection.engine, selection.trace, weight=callback.continuity_weight, norm=callback.continuity_norm
-            )
-            cross_entropy = injection.cross_entropy
-            selection.engine.arm([window])
+            callback, kind = on
+            cross_entropy = Injection(selection.engine, selection.trace, callback.continuity).cross_entropy
+            selection.engine.arm([kind.window], attached=kind.attached)
 
         def end(*args: Any, **kwargs: Any) -> torch.Tensor:
             nonlocal calls

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from reco_lightning.continuity import ContinuityNorm, continuity_loss
-from reco_lightning.cross_entropy import window_cross_entropy
+from reco_lightning.continuity import Continuity, ContinuityNorm, continuity_loss, gradient_norm
+from reco_lightning.cross_entropy import group_losses, window_cross_entropy
 from reco_lightning.engines.base import Engine, WindowOutput
 from reco_lightning.engines.interception import FunctionTap
 from reco_lightning.engines.rehearsal import Trace
@@ -30,18 +30,20 @@ class StepReport:
         cross_entropy: Mean over the windows' tokens, nats.
         continuity: The continuity term before its weight.
         window_start: Mean start of the step's windows, tokens.
+        losses: For each group its window and cross-entropy; empty where nobody asked for them.
     """
 
     cross_entropy: torch.Tensor
     continuity: torch.Tensor
     window_start: float
+    losses: tuple[tuple[Window, torch.Tensor], ...] = ()
 
 
-def mean_continuity(output: WindowOutput, norm: ContinuityNorm) -> torch.Tensor:
+def mean_continuity(output: WindowOutput, norm: ContinuityNorm, lag: int = 1) -> torch.Tensor:
     """Continuity of a windowed run: the mean over the groups' states, by the number of samples."""
     if len(output.hidden) == 1:
-        return continuity_loss(output.hidden[0], norm=norm)
-    parts = [continuity_loss(states, norm=norm) * (len(states) / output.batch) for states in output.hidden]
+        return continuity_loss(output.hidden[0], norm=norm, lag=lag)
+    parts = [continuity_loss(states, norm=norm, lag=lag) * (len(states) / output.batch) for states in output.hidden]
     return torch.stack(parts).sum()
 
 
@@ -59,26 +61,31 @@ class Injection:
     Args:
         engine: The engine, installed by the caller.
         trace: What the rehearsal found out about the step.
-        weight: The weight of the continuity term.
-        norm: The norm of the continuity term.
+        continuity: The continuity term.
+        by_group: Whether the report holds each group's cross-entropy too.
     """
 
-    def __init__(self, engine: Engine, trace: Trace, *, weight: float, norm: ContinuityNorm) -> None:
+    def __init__(self, engine: Engine, trace: Trace, continuity: Continuity, *, by_group: bool = False) -> None:
         self.engine = engine
         self.call = trace.call
         self.loss_tail = trace.loss_tail
-        self.weight = weight
-        self.norm = norm
+        self.continuity = continuity
+        self.by_group = by_group
+        self._progress = 0.0
         self._calls = 0
         self._first = True
         self._report: StepReport | None = None
 
-    def run(self, windows: Sequence[Window], step: Callable[[], Any]) -> tuple[Any, StepReport | None]:
+    def run(
+        self, windows: Sequence[Window], step: Callable[[], Any], *, attached: int = 0, progress: float = 0.0
+    ) -> tuple[Any, StepReport | None]:
         """Runs the step on windows. The engine stays armed for the backward pass; ``engine.disarm()`` ends it.
 
         Args:
             windows: One window per group of the batch.
             step: Runs the training step.
+            attached: Tokens in front of each window that are trained through.
+            progress: Share of the training that is done, 0 to 1.
 
         Returns:
             What the step returned, and the report; ``None`` where the step ended without running the network.
@@ -86,8 +93,8 @@ class Injection:
         Raises:
             RuntimeError: If the network ran and its cross-entropy was not met, or the reverse.
         """
-        self._calls, self._report = 0, None
-        self.engine.arm(windows)
+        self._calls, self._report, self._progress = 0, None, progress
+        self.engine.arm(windows, attached=attached)
         with FunctionTap({F.cross_entropy: self.cross_entropy}):
             result = step()
         self._first = False
@@ -114,20 +121,37 @@ class Injection:
         if output is None:
             raise RuntimeError("the network's cross-entropy was met before the network's head had run")
         options = dict(zip(_OPTIONS, args, strict=False)) | kwargs
-        if len(output.groups) == 1 and len(output.groups[0].window) == self.engine.tokens:
+        offset = output.rows - self.loss_tail - target.numel() // output.batch
+        whole = len(output.groups) == 1 and len(output.groups[0].window) == self.engine.tokens
+        if whole:
             loss = F.cross_entropy(logits, target, **options)  # the plain call itself, bit for bit
         else:
-            offset = output.rows - self.loss_tail - target.numel() // output.batch
             loss = window_cross_entropy(logits, target, output.groups, batch=output.batch, offset=offset, **options)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.weight > 0):
-            continuity = mean_continuity(output, self.norm)
         # A loss that the caller divides by the number of its targets gets the continuity of as many.
         scale: torch.Tensor | float = 1.0
-        mean = loss.detach()
+        mean = loss
         if options.get("reduction", "mean") != "mean":
             counted = (target != options.get("ignore_index", -100)).sum().clamp_min(1)
             mean = mean.sum() / counted
             scale = counted if options["reduction"] == "sum" else 1.0
+        weight = self.continuity.at(self._progress)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
+            continuity = mean_continuity(output, self.continuity.norm, self.continuity.lag)
+        losses: tuple[tuple[Window, torch.Tensor], ...] = ()
+        if self.by_group:
+            values = group_losses(logits, target, output.groups, batch=output.batch, offset=offset)
+            losses = tuple((group.window, value) for group, value in zip(output.groups, values, strict=True))
         start = sum(g.window.start * (g.samples.stop - g.samples.start) for g in output.groups) / output.batch
-        self._report = StepReport(mean, continuity.detach(), start)
-        return loss + self.weight * scale * continuity if self.weight else loss
+        self._report = StepReport(mean.detach(), continuity.detach(), start, losses)
+        if not weight:
+            return loss
+        return loss + scale * self._factor(weight, mean, continuity, output) * continuity
+
+    def _factor(
+        self, weight: float, loss: torch.Tensor, continuity: torch.Tensor, output: WindowOutput
+    ) -> torch.Tensor | float:
+        """The term's factor; where it is balanced, the one that gives its gradient the wanted norm."""
+        if not self.continuity.balanced or not loss.requires_grad:
+            return weight
+        wanted = weight * gradient_norm(loss, output.hidden)
+        return wanted / gradient_norm(continuity, output.hidden).clamp_min(1e-12)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -59,10 +60,14 @@ class WindowSampler:
         stride_blocks: Distance of neighbouring starts in blocks; a whole number of tokens (0.5 and 0.25 are fine).
         first_window_prob: Probability in (0, 1] that the windows touching the first block share; ``None`` is uniform.
         seed: Seed of the draws.
+        schedule: Windows that change their length in the course of the training (not in the paper): the share of the
+            training done, in (0, 1), from which on windows have so many blocks. ``{0.5: 3, 0.9: 5}`` trains on three
+            blocks from the middle on, and on the whole of a video of five at the end.
 
     Attributes:
-        starts: The possible window starts, in tokens, ascending.
+        starts: The possible window starts, in tokens, ascending; those of the training's beginning.
         probabilities: The probability of each start; they add up to 1.
+        stages: The share of the training from which on each sampler holds, ascending; the first is 0.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -84,6 +89,7 @@ class WindowSampler:
         stride_blocks: float = 1,
         first_window_prob: float | None = 0.5,
         seed: int = 0,
+        schedule: Mapping[float, int] | None = None,
     ) -> None:
         for name, value in (("frame_blocks", frame_blocks), ("tokens_per_block", tokens_per_block)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -109,10 +115,29 @@ class WindowSampler:
         self.stride_blocks = stride_blocks
         self.first_window_prob = first_window_prob
         self.seed = seed
+        self.schedule = dict(schedule or {})
         stride = _stride_in_tokens(stride_blocks, tokens_per_block)
         self.starts: tuple[int, ...] = tuple(range(0, self.tokens - self.window_tokens + 1, stride))
         self.probabilities: tuple[float, ...] = _probabilities(self.starts, tokens_per_block, first_window_prob)
-        self._cumulative = list(accumulate(self.probabilities))
+        self.stages: tuple[tuple[float, WindowSampler], ...] = (
+            (0.0, self),
+            *((share, self._stage(share, blocks)) for share, blocks in sorted(self.schedule.items())),
+        )
+
+    def _stage(self, share: float, blocks: int) -> WindowSampler:
+        if not 0 < share < 1:
+            raise ValueError(f"schedule must name shares of the training in (0, 1), got {share!r}")
+        try:
+            return WindowSampler(
+                self.frame_blocks,
+                self.tokens_per_block,
+                window_blocks=blocks,
+                stride_blocks=self.stride_blocks,
+                first_window_prob=self.first_window_prob,
+                seed=self.seed,
+            )
+        except ValueError as error:
+            raise ValueError(f"schedule, from {share} on: {error}") from None
 
     @property
     def tokens(self) -> int:
@@ -130,6 +155,22 @@ class WindowSampler:
         return tuple(Window(start, start + self.window_tokens) for start in self.starts)
 
     @property
+    def all_windows(self) -> tuple[Window, ...]:
+        """The windows of all stages, each once."""
+        return tuple(dict.fromkeys(window for _, sampler in self.stages for window in sampler.windows))
+
+    def at(self, progress: float) -> WindowSampler:
+        """The sampler that holds when a share of the training is done.
+
+        Args:
+            progress: Steps done over all steps, 0 to 1.
+
+        Returns:
+            One without a schedule, or this one.
+        """
+        return [sampler for share, sampler in self.stages if share <= progress][-1]
+
+    @property
     def never_trained(self) -> int:
         """How many tokens at the end no window reaches: 0 where the stride divides the way to the last window."""
         return self.tokens - (self.starts[-1] + self.window_tokens)
@@ -145,7 +186,9 @@ class WindowSampler:
         """
         return self.sample_groups(step, 1)[0]
 
-    def sample_groups(self, step: int, groups: int) -> list[Window]:
+    def sample_groups(
+        self, step: int, groups: int, *, progress: float = 0.0, probabilities: Sequence[float] | None = None
+    ) -> list[Window]:
         """Draws one window for each group of a batch by systematic sampling.
 
         One uniform number u gives the points (u + i) / groups for i = 0 ... groups - 1 of the cumulative distribution:
@@ -155,6 +198,8 @@ class WindowSampler:
         Args:
             step: Index of the training batch, 0 or more.
             groups: Number of windows, 1 or more; 1 is the paper.
+            progress: Share of the training that is done, 0 to 1; decides where there is a schedule.
+            probabilities: Of the starts, in the place of the sampler's own.
 
         Returns:
             The windows in ascending order, turned round by a random number of places.
@@ -169,21 +214,26 @@ class WindowSampler:
         # A string seed is hashed by SHA-512 inside random: the same draw on every platform and version.
         source = random.Random(f"{self.seed}:{step}")
         uniform, turn = source.random(), source.randrange(groups)
-        return [self._window_at((uniform + (index + turn) % groups) / groups) for index in range(groups)]
-
-    def _window_at(self, quantile: float) -> Window:
-        index = min(bisect_right(self._cumulative, quantile), len(self.starts) - 1)
-        while self.probabilities[index] == 0:  # rounding at the upper end must not reach a window of probability 0
-            index -= 1
-        start = self.starts[index]
-        return Window(start, start + self.window_tokens)
+        stage = self.at(progress)
+        shares = stage.probabilities if probabilities is None else probabilities
+        cumulative = list(accumulate(shares))
+        points = [(uniform + (index + turn) % groups) / groups for index in range(groups)]
+        return [stage.windows[_place(cumulative, shares, point * cumulative[-1])] for point in points]
 
     def __repr__(self) -> str:
         return (
             f"WindowSampler(frame_blocks={self.frame_blocks}, tokens_per_block={self.tokens_per_block}, "
             f"window_blocks={self.window_blocks}, stride_blocks={self.stride_blocks}, "
-            f"first_window_prob={self.first_window_prob}, seed={self.seed})"
+            f"first_window_prob={self.first_window_prob}, seed={self.seed}"
+            + (f", schedule={self.schedule})" if self.schedule else ")")
         )
+
+
+def _place(cumulative: list[float], shares: Sequence[float], quantile: float) -> int:
+    index = min(bisect_right(cumulative, quantile), len(shares) - 1)
+    while shares[index] == 0:  # rounding at the upper end must not reach a window of probability 0
+        index -= 1
+    return index
 
 
 def _stride_in_tokens(stride_blocks: float, tokens_per_block: int) -> int:

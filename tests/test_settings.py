@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 
 from reco_lightning import ReCoCallback, WindowSampler
+from reco_lightning.continuity import Continuity
 from reco_lightning.engines.interception import PatchedMethod
 from reco_lightning.injection import Injection
 from tests.helpers.distributed import CASES
@@ -167,7 +168,7 @@ def test_the_expected_engine_is_chosen_and_a_resumed_run_keeps_it(setting):
 def test_window_logits_are_the_plain_forwards_and_losses_average_to_its_loss(setting):
     module, batch = quieten(setting.make()), setting.draw(0)
     selection = ReCoCallback(SINGLE).select(module, lambda: module.training_step(batch, 0))
-    injection = Injection(selection.engine, selection.trace, weight=0.0, norm="mean")
+    injection = Injection(selection.engine, selection.trace, Continuity(0.0))
 
     def measure(window):
         torch.manual_seed(5)

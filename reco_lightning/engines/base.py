@@ -27,7 +27,7 @@ class Group:
     Args:
         window: The tokens that the group optimises.
         samples: The group's slice of the batch.
-        first: First row that is run with gradient; 0 for the first window, which owns the prefix.
+        first: First row that is run with gradient; 0 where that is the first token's, to which the prefix belongs.
         loss_start: First row whose logits enter the loss.
         stop: One past the window's last row.
     """
@@ -73,11 +73,12 @@ class Engine(Protocol):
     def remove(self) -> None:
         """Leaves the network as it was before ``install``."""
 
-    def arm(self, windows: Sequence[Window], *, inference: bool = False) -> None:
+    def arm(self, windows: Sequence[Window], *, attached: int = 0, inference: bool = False) -> None:
         """Makes the next forwards run these windows, one per group of the batch.
 
         Args:
             windows: The windows, in tokens.
+            attached: Tokens in front of each window that are trained through, without a loss of their own.
             inference: Whether this is a proof: forwards under ``no_grad`` run them too.
         """
 
@@ -89,7 +90,9 @@ class Engine(Protocol):
         """What the last armed forward left behind, ``None`` before it."""
 
 
-def split_batch(windows: Sequence[Window], *, batch: int, rows: int, tokens: int, tail: int) -> tuple[Group, ...]:
+def split_batch(
+    windows: Sequence[Window], *, batch: int, rows: int, tokens: int, tail: int, attached: int = 0
+) -> tuple[Group, ...]:
     """Places windows of tokens on rows of the network and shares the batch out among them.
 
     Args:
@@ -99,6 +102,7 @@ def split_batch(windows: Sequence[Window], *, batch: int, rows: int, tokens: int
         rows: T, the length of the network's sequence.
         tokens: N, video tokens of a sample.
         tail: Rows after the one that predicts the last video token: 0 where the last token is not fed, 1 where it is.
+        attached: Tokens in front of each window that are run with gradient too.
 
     Returns:
         The groups, in the order of the batch.
@@ -126,7 +130,7 @@ def split_batch(windows: Sequence[Window], *, batch: int, rows: int, tokens: int
             Group(
                 window=window,
                 samples=slice(start, start + size),
-                first=0 if window.start == 0 else window.start + shift,
+                first=0 if window.start <= attached else window.start - attached + shift,
                 loss_start=max(window.start + shift, 0),
                 stop=window.stop + shift,
             )

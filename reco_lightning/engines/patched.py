@@ -78,6 +78,7 @@ class PatchedEngine:
         self._patches = list(patches)
         self._fill = fill
         self._windows: tuple[Window, ...] | None = None
+        self._attached = 0
         self._inference = False
         self._run: Run | None = None
 
@@ -92,9 +93,10 @@ class PatchedEngine:
         for patch in reversed(self._patches):
             patch.remove()
 
-    def arm(self, windows: Sequence[Window], *, inference: bool = False) -> None:
+    def arm(self, windows: Sequence[Window], *, attached: int = 0, inference: bool = False) -> None:
         """Makes the next forwards run these windows; ``inference`` is a proof, under ``no_grad`` too."""
         self.disarm()
+        self._attached = attached
         self._windows = tuple(windows) if len(set(windows)) > 1 else tuple(windows[:1])
         self._inference = inference
 
@@ -122,7 +124,9 @@ class PatchedEngine:
     def _split(self, batch: int, rows: int) -> tuple[tuple[Group, ...], bool]:
         """The groups of a forward, and whether they are the whole sequence."""
         assert self._windows is not None
-        groups = split_batch(self._windows, batch=batch, rows=rows, tokens=self.tokens, tail=self.tail)
+        groups = split_batch(
+            self._windows, batch=batch, rows=rows, tokens=self.tokens, tail=self.tail, attached=self._attached
+        )
         return groups, len(groups) == 1 and len(groups[0].window) == self.tokens
 
     def _head(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -114,7 +114,13 @@ def _has_mingpt_attention(block: nn.Module) -> bool:
 
 
 def prove(
-    engine: Engine, trace: Trace, sandbox: Sandbox, runs: Sequence[Sequence[Window]], *, exact: bool = True
+    engine: Engine,
+    trace: Trace,
+    sandbox: Sandbox,
+    runs: Sequence[Sequence[Window]],
+    *,
+    attached: int = 0,
+    exact: bool = True,
 ) -> float:
     """Runs the step on windows without a trace and compares with the plain run: states, and rows of the loss.
 
@@ -123,6 +129,7 @@ def prove(
         trace: What the plain run left.
         sandbox: Where the step can be run.
         runs: The windows to try, for each run one per group of the batch.
+        attached: Tokens in front of each window that are to be trained through.
         exact: Whether the states must equal the plain run's on every window, or (a dropped context changes the others
             by intent) on those that start the video.
 
@@ -134,7 +141,7 @@ def prove(
     """
     worst = 0.0
     for windows in runs:
-        engine.arm(windows, inference=True)
+        engine.arm(windows, attached=attached, inference=True)
         try:
             logits, target = _own_loss(trace, sandbox)
             worst = max(worst, _compare(engine, trace, logits, target, exact=exact))
@@ -231,6 +238,7 @@ def select_engine(
     hints: Hints,
     context: Context,
     windows_per_batch: int = 1,
+    attached: int = 0,
     engine: str = "auto",
     verify: bool = True,
 ) -> Selection:
@@ -243,6 +251,7 @@ def select_engine(
         hints: What the user names.
         context: What the context is to the window.
         windows_per_batch: Groups of the batch; above 1 a run with groups is proved too.
+        attached: Tokens in front of each window that are to be trained through.
         engine: ``"auto"``, the first of ``ENGINES`` that passes, or the name of one.
         verify: Whether to prove the choice.
 
@@ -260,15 +269,17 @@ def select_engine(
                 f"engine={engine!r} cannot serve context={context!r}, which runs on {names[0]!r}; set engine='auto'"
             )
         names = (engine,)
-    windows = sampler.windows
-    runs = [[windows[index]] for index in sorted({0, min(1, len(windows) - 1), len(windows) - 1})]
+    runs = [[window] for _, stage in sampler.stages for window in _telling(stage.windows)]
     if windows_per_batch > 1:
+        windows = sampler.windows
         runs.append([windows[group * len(windows) // windows_per_batch] for group in range(windows_per_batch)])
     failures: dict[str, str] = {}
     for name in names:
         try:
             chosen = build_engine(module, trace, name, tokens=sampler.tokens, context=context)
-            error = _proved(chosen, trace, sandbox, runs, exact=context != "dropped") if verify else None
+            error = None
+            if verify:
+                error = _proved(chosen, trace, sandbox, runs, attached=attached, exact=context != "dropped")
         except MisconfigurationException as failure:
             failures[name] = str(failure)
             continue
@@ -278,10 +289,17 @@ def select_engine(
     raise MisconfigurationException(f"{type(module).__name__} cannot be windowed exactly by any engine:{reasons}")
 
 
-def _proved(engine: Engine, trace: Trace, sandbox: Sandbox, runs: Sequence[Sequence[Window]], *, exact: bool) -> float:
+def _telling(windows: Sequence[Window]) -> list[Window]:
+    """The first, the second, which has the shortest context, and the last."""
+    return [windows[index] for index in sorted({0, min(1, len(windows) - 1), len(windows) - 1})]
+
+
+def _proved(
+    engine: Engine, trace: Trace, sandbox: Sandbox, runs: Sequence[Sequence[Window]], *, attached: int, exact: bool
+) -> float:
     engine.install()
     try:
-        return prove(engine, trace, sandbox, runs, exact=exact)
+        return prove(engine, trace, sandbox, runs, attached=attached, exact=exact)
     finally:
         engine.remove()
 
