@@ -48,8 +48,11 @@ def expected_gradients(
     *,
     context: str,
     weight: float = 0.0,
+    attached: int = 0,
 ) -> dict[str, torch.Tensor]:
     first, start, stop = rows_of(network, window)
+    if attached:
+        first = 0 if window.start <= attached else first - attached
     network.zero_grad()
     logits, hidden = reference.forward(network, tokens[:, :-1], labels, first=first, context=context)
     shift = network.prefix - 1
@@ -66,12 +69,13 @@ def engine_gradients(
     *,
     context: str,
     weight: float = 0.0,
+    attached: int = 0,
 ) -> dict[str, torch.Tensor]:
     engine = FrozenEngine(network.blocks, network.head, tokens=N, tail=0, context=context)
     network.zero_grad()
     engine.install()
     try:
-        engine.arm(windows)
+        engine.arm(windows, attached=attached)
         logits = network(tokens[:, :-1], labels)
         output = engine.output
         shift = network.prefix - 1
@@ -129,6 +133,17 @@ def test_gradients_equal_attention_written_out(prefix, context, window):
     own = engine_gradients(network, tokens, labels, [window], context=context, weight=0.3)
     # Double precision up to the rotary tables' and continuity's float32: what is left is rounding, not method.
     assert_equal_gradients(own, expected, 1e-5)
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+@pytest.mark.parametrize("attached", [8, 12, 24])
+@pytest.mark.parametrize("context", ["frozen", "keys"])
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_attached_rows_in_front_of_the_window_are_trained_through(prefix, context, attached, window):
+    network, tokens, labels = make(prefix, torch.float64)
+    options = {"context": context, "weight": 0.3, "attached": attached}
+    expected = expected_gradients(network, tokens, labels, window, **options)
+    assert_equal_gradients(engine_gradients(network, tokens, labels, [window], **options), expected, 1e-5)
 
 
 @pytest.mark.parametrize("context", ["frozen", "keys"])

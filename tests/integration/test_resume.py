@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import lightning.pytorch as pl
 import numpy as np
 import pytest
@@ -41,6 +43,7 @@ class Save(pl.Callback):
 def fit(shards, *callbacks, ckpt_path=None, **options):
     torch.manual_seed(7)
     network = VideoTransformer(vocab_size=32, grid=GRID, dim=32, depth=2, heads=2, dropout=options.pop("dropout", 0.0))
+    sampler = WindowSampler(5, 4, **options.pop("windows", {}))
     model = VideoModel(network, learning_rate=1e-2)
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -50,7 +53,7 @@ def fit(shards, *callbacks, ckpt_path=None, **options):
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        callbacks=[ReCoCallback(WindowSampler(5, 4), **options), *callbacks],
+        callbacks=[ReCoCallback(sampler, **options), *callbacks],
     )
     data = TokenDataModule(str(shards), batch_size=6, val_fraction=0.15)
     trainer.fit(model, data, ckpt_path=ckpt_path)
@@ -80,6 +83,24 @@ def test_dropout_goes_on_where_it_stopped(shards, step, tmp_path):
     path = str(tmp_path / "stopped.ckpt")
     fit(shards, Save(step, path), dropout=0.3)
     resumed, _ = fit(shards, ckpt_path=path, dropout=0.3)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("step", [3, 8])
+def test_everything_beyond_the_paper_goes_on_where_it_stopped(shards, step, tmp_path, monkeypatch):
+    monkeypatch.setattr("reco_lightning.loss_aware._EVERY", 4)
+    options = {
+        "windows": {"schedule": {0.4: 3}},
+        "loss_aware": 2.0,
+        "windows_per_batch": 2,
+        "attached_blocks": 1,
+        "attached_share": 0.5,
+        "continuity_schedule": "cosine",
+    }
+    whole, _ = fit(shards, **copy.deepcopy(options))
+    path = str(tmp_path / "stopped.ckpt")
+    fit(shards, Save(step, path), **copy.deepcopy(options))
+    resumed, _ = fit(shards, ckpt_path=path, **copy.deepcopy(options))
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
