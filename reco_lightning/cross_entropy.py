@@ -46,7 +46,13 @@ def loss_rows(logits: torch.Tensor, target: torch.Tensor, batch: int) -> int:
 
 
 def select_rows(
-    logits: torch.Tensor, target: torch.Tensor, groups: Sequence[Group], *, batch: int, offset: int
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    groups: Sequence[Group],
+    *,
+    batch: int,
+    offset: int,
+    own: Sequence[torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Takes the windows' rows out of a call of ``F.cross_entropy``.
 
@@ -56,40 +62,38 @@ def select_rows(
         groups: The groups of the batch with their rows of the network.
         batch: B, the size of the batch.
         offset: Row of the network that the first loss row of a sample comes from.
+        own: Logits of each group (B_g, rows, V), where ``logits`` are a placeholder.
 
     Returns:
         Logits (R, V) and targets (R,), group by group.
     """
     rows = loss_rows(logits, target, batch)
-    if logits.ndim == 2:
-        logits, target = logits.view(batch, rows, -1), target.view(batch, rows)
-    else:
-        logits, target = logits.flatten(2).transpose(1, 2), target.flatten(1)  # (B, L, V), (B, L)
+    target = target.view(batch, rows)
     spans = [(group.samples, slice(group.loss_start - offset, group.stop - offset)) for group in groups]
-    chosen = [(logits[span].flatten(0, 1), target[span].flatten()) for span in spans]
+    if own is None:
+        wide = logits.view(batch, rows, -1) if logits.ndim == 2 else logits.flatten(2).transpose(1, 2)  # (B, L, V)
+        own = [wide[span] for span in spans]
+    chosen, targets = [part.flatten(0, 1) for part in own], [target[span].flatten() for span in spans]
     if len(chosen) == 1:
-        return chosen[0]
-    return torch.cat([part[0] for part in chosen]), torch.cat([part[1] for part in chosen])
+        return chosen[0], targets[0]
+    return torch.cat(chosen), torch.cat(targets)
 
 
-def group_losses(
-    logits: torch.Tensor, target: torch.Tensor, groups: Sequence[Group], *, batch: int, offset: int
-) -> list[torch.Tensor]:
+def group_losses(logits: torch.Tensor, target: torch.Tensor, groups: Sequence[Group]) -> list[torch.Tensor]:
     """Mean cross-entropy of each group's window, nats, without graph.
 
     Args:
-        logits: As in ``loss_rows``.
-        target: As in ``loss_rows``.
-        groups: The groups of the batch with their rows of the network.
-        batch: B, the size of the batch.
-        offset: Row of the network that the first loss row of a sample comes from.
+        logits: As ``select_rows`` returns them, (R, V).
+        target: Likewise, (R,).
+        groups: The groups of the batch.
 
     Returns:
         Scalars, one per group.
     """
+    sizes = [(group.samples.stop - group.samples.start) * (group.stop - group.loss_start) for group in groups]
     with torch.no_grad():
-        own = [select_rows(logits, target, [group], batch=batch, offset=offset) for group in groups]
-        return [F.cross_entropy(part.float(), places) for part, places in own]
+        parts = zip(logits.split(sizes), target.split(sizes), strict=True)
+        return [F.cross_entropy(part.float(), places) for part, places in parts]
 
 
 def window_cross_entropy(
@@ -99,6 +103,7 @@ def window_cross_entropy(
     *,
     batch: int,
     offset: int,
+    own: Sequence[torch.Tensor] | None = None,
     reduction: str = "mean",
     **options: Any,
 ) -> torch.Tensor:
@@ -110,6 +115,7 @@ def window_cross_entropy(
         groups: The groups of the batch with their rows of the network.
         batch: B, the size of the batch.
         offset: Row of the network that the first loss row of a sample comes from.
+        own: As in ``select_rows``.
         reduction: ``"mean"`` is the mean over the windows' rows. ``"sum"`` and ``"none"`` are scaled by all rows /
             window rows, so that the caller's own division by the number of rows gives that mean; rows of
             ``ignore_index`` count in neither. ``"none"`` has zeros elsewhere.
@@ -118,7 +124,7 @@ def window_cross_entropy(
     Returns:
         A scalar, or losses shaped like ``target`` for ``"none"``.
     """
-    own_logits, own_target = select_rows(logits, target, groups, batch=batch, offset=offset)
+    own_logits, own_target = select_rows(logits, target, groups, batch=batch, offset=offset, own=own)
     if reduction == "mean":
         return F.cross_entropy(own_logits, own_target, reduction="mean", **options)
     ignored = options.get("ignore_index", -100)
@@ -132,8 +138,8 @@ def window_cross_entropy(
     parts, begin = [], 0
     for group in groups:
         length = group.stop - group.loss_start
-        own = losses[begin : begin + (group.samples.stop - group.samples.start) * length].view(-1, length)
+        part = losses[begin : begin + (group.samples.stop - group.samples.start) * length].view(-1, length)
         start = group.loss_start - offset
-        parts.append(F.pad(own, (start, rows - start - length)))
-        begin += own.numel()
+        parts.append(F.pad(part, (start, rows - start - length)))
+        begin += part.numel()
     return torch.cat(parts).view(target.shape)

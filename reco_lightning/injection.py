@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from reco_lightning.continuity import Continuity, ContinuityNorm, continuity_loss, gradient_norm
-from reco_lightning.cross_entropy import group_losses, window_cross_entropy
+from reco_lightning.cross_entropy import group_losses, select_rows, window_cross_entropy
 from reco_lightning.engines.base import Engine, WindowOutput
 from reco_lightning.engines.interception import FunctionTap
 from reco_lightning.engines.rehearsal import Trace
@@ -53,6 +53,11 @@ def _depends(logits: torch.Tensor, output: WindowOutput) -> bool:
     states = [part for part in output.hidden if part.requires_grad]
     gradients = torch.autograd.grad(logits.sum(), states, retain_graph=True, allow_unused=True)
     return any(gradient is not None for gradient in gradients)
+
+
+def _is_placeholder(logits: torch.Tensor, output: WindowOutput) -> bool:
+    """Whether logits are the engine's placeholder or a view of it: one number, expanded; no copy looks like that."""
+    return output.logits is not None and not any(logits.stride())
 
 
 class Injection:
@@ -112,7 +117,11 @@ class Injection:
         self._calls += 1
         output = self.engine.output
         if call != self.call:
-            if self._first and call > self.call and output is not None and _depends(logits, output):
+            if (
+                call > self.call
+                and output is not None
+                and (_is_placeholder(logits, output) or (self._first and _depends(logits, output)))
+            ):
                 raise RuntimeError(
                     "training_step calls F.cross_entropy a second time on the windowed logits; windows serve one "
                     "loss: join the two, or compute the second without gradient from a forward of its own"
@@ -126,7 +135,14 @@ class Injection:
         if whole:
             loss = F.cross_entropy(logits, target, **options)  # the plain call itself, bit for bit
         else:
-            loss = window_cross_entropy(logits, target, output.groups, batch=output.batch, offset=offset, **options)
+            if output.logits is not None and not _is_placeholder(logits, output):
+                raise RuntimeError(
+                    "F.cross_entropy was given the head's output itself on the first batch, and a copy now; the step "
+                    "must always compute its loss in one way"
+                )
+            loss = window_cross_entropy(
+                logits, target, output.groups, batch=output.batch, offset=offset, own=output.logits, **options
+            )
         # A loss that the caller divides by the number of its targets gets the continuity of as many.
         scale: torch.Tensor | float = 1.0
         mean = loss
@@ -139,7 +155,8 @@ class Injection:
             continuity = mean_continuity(output, self.continuity.norm, self.continuity.lag)
         losses: tuple[tuple[Window, torch.Tensor], ...] = ()
         if self.by_group:
-            values = group_losses(logits, target, output.groups, batch=output.batch, offset=offset)
+            own = select_rows(logits, target, output.groups, batch=output.batch, offset=offset, own=output.logits)
+            values = group_losses(*own, output.groups)
             losses = tuple((group.window, value) for group, value in zip(output.groups, values, strict=True))
         start = sum(g.window.start * (g.samples.stop - g.samples.start) for g in output.groups) / output.batch
         self._report = StepReport(mean.detach(), continuity.detach(), start, losses)

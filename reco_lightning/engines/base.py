@@ -48,12 +48,14 @@ class WindowOutput:
         hidden: For each group the states that the head read, (B_g, rows, D), rows being ``loss_start ... stop``.
         rows: T, the length of the network's sequence.
         batch: B, the size of the batch.
+        logits: For each group its logits (B_g, rows, V), where the network's output is a placeholder.
     """
 
     groups: tuple[Group, ...]
     hidden: tuple[torch.Tensor, ...]
     rows: int
     batch: int
+    logits: tuple[torch.Tensor, ...] | None = None
 
 
 class Engine(Protocol):
@@ -61,7 +63,9 @@ class Engine(Protocol):
 
     While armed, the network's training forward computes the windows alone and returns logits (B, T, V) that hold NaN in
     all other rows, so that a wrong alignment cannot pass unseen; zeros, except in a proof, where parameters behind the
-    head would get NaN gradients from them. Unarmed, the network is exactly what it was.
+    head would get NaN gradients from them. Where the loss reads the head's output as it is, a training forward returns
+    one NaN, expanded to (B, T, V) without memory, and leaves the windows' logits in ``output``. Unarmed, the network is
+    exactly what it was.
     """
 
     name: str

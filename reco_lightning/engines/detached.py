@@ -55,6 +55,7 @@ class DetachedEngine(PatchedEngine):
         context: ``"attached"`` leaves the context's gradients on; ``"frozen"`` and ``"keys"`` detach its states.
         fixed_length: Whether all rows are run, or those up to the window's end.
         fill: What logits of other rows hold in training, see ``Engine``.
+        placeholder: What a training forward returns in the place of logits, see ``PatchedEngine``.
     """
 
     def __init__(
@@ -67,10 +68,11 @@ class DetachedEngine(PatchedEngine):
         context: Context = "frozen",
         fixed_length: bool,
         fill: float = float("nan"),
+        placeholder: torch.Tensor | None = None,
     ) -> None:
         patches = [PatchedMethod(block, "forward", partial(self._block, index)) for index, block in enumerate(blocks)]
         patches.append(PatchedMethod(head, "forward", self._head))
-        super().__init__(patches, tokens=tokens, tail=tail, fill=fill)
+        super().__init__(patches, tokens=tokens, tail=tail, fill=fill, placeholder=placeholder)
         self.name = "masked" if fixed_length else "prefix"
         self.context = context
         self.fixed_length = fixed_length

@@ -12,7 +12,7 @@ from torch import nn
 from typing_extensions import override
 
 from reco_lightning.engines.interception import PatchedMethod
-from reco_lightning.engines.patched import PatchedEngine, Run, place_rows
+from reco_lightning.engines.patched import PatchedEngine, Run
 from reco_lightning.engines.slicing import take_hidden
 
 __all__ = ["DroppedEngine"]
@@ -34,6 +34,7 @@ class DroppedEngine(PatchedEngine):
         tail: Rows after the one that predicts the last video token, 0 or 1.
         rows: T, rows that the blocks saw on the batch that the first armed forward gets.
         fill: What logits of other rows hold in training, see ``Engine``.
+        placeholder: What a training forward returns in the place of logits, see ``PatchedEngine``.
     """
 
     name = "dropped"
@@ -47,9 +48,10 @@ class DroppedEngine(PatchedEngine):
         tail: int,
         rows: int,
         fill: float = float("nan"),
+        placeholder: torch.Tensor | None = None,
     ) -> None:
         patches = [PatchedMethod(network, "forward", self._network), PatchedMethod(head, "forward", self._head)]
-        super().__init__(patches, tokens=tokens, tail=tail, fill=fill)
+        super().__init__(patches, tokens=tokens, tail=tail, fill=fill, placeholder=placeholder)
         self._first_rows = rows
         self._inner_prefix: int | None = None
 
@@ -96,4 +98,4 @@ class DroppedEngine(PatchedEngine):
         states = take_hidden(args, kwargs)
         states = states[:, -max(group.stop - group.loss_start for group in run.groups) :]
         run.hidden = tuple(states[group.samples] for group in run.groups)
-        return place_rows(original(states), run.groups, run.rows, fill=self._other_rows)
+        return self._leave(original(states), run, torch.Size((run.batch, run.rows)))

@@ -73,6 +73,7 @@ class FrozenEngine(PatchedEngine):
             default.
         name: What the engine is called in reports.
         fill: What logits of other rows hold in training, see ``Engine``.
+        placeholder: What a training forward returns in the place of logits, see ``PatchedEngine``.
     """
 
     def __init__(
@@ -87,10 +88,11 @@ class FrozenEngine(PatchedEngine):
         joint: Joint | None = None,
         name: str = "frozen",
         fill: float = float("nan"),
+        placeholder: torch.Tensor | None = None,
     ) -> None:
         patches = [PatchedMethod(block, "forward", partial(self._block, index)) for index, block in enumerate(blocks)]
         patches.append(PatchedMethod(head, "forward", self._head))
-        super().__init__(patches, tokens=tokens, tail=tail, fill=fill)
+        super().__init__(patches, tokens=tokens, tail=tail, fill=fill, placeholder=placeholder)
         self.name = name
         self.context = context
         self.recompute = recompute or any(checkpoints_itself(block) for block in blocks)

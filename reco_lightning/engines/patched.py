@@ -53,6 +53,7 @@ class Run:
         batch: B, the size of the batch.
         whole: Whether the one window is the whole sequence: the plain forward is run then.
         hidden: What the head read of each group, once it has run.
+        logits: What it made of it, where the network returns a placeholder.
     """
 
     groups: tuple[Group, ...]
@@ -60,6 +61,7 @@ class Run:
     batch: int
     whole: bool
     hidden: tuple[torch.Tensor, ...] | None = None
+    logits: tuple[torch.Tensor, ...] | None = None
 
 
 class PatchedEngine:
@@ -70,13 +72,24 @@ class PatchedEngine:
         tokens: N, video tokens of a sample.
         tail: Rows after the one that predicts the last video token, 0 or 1.
         fill: What logits of other rows hold in training; in a proof it is NaN.
+        placeholder: One NaN, of the logits' type and device, that a training forward returns expanded in the place of
+            logits; ``None`` places the windows' logits on rows of the full sequence.
     """
 
-    def __init__(self, patches: Sequence[PatchedMethod], *, tokens: int, tail: int, fill: float) -> None:
+    def __init__(
+        self,
+        patches: Sequence[PatchedMethod],
+        *,
+        tokens: int,
+        tail: int,
+        fill: float,
+        placeholder: torch.Tensor | None = None,
+    ) -> None:
         self.tokens = tokens
         self.tail = tail
         self._patches = list(patches)
         self._fill = fill
+        self._placeholder = placeholder
         self._windows: tuple[Window, ...] | None = None
         self._attached = 0
         self._inference = False
@@ -110,7 +123,7 @@ class PatchedEngine:
         run = self._run
         if run is None or run.hidden is None:
             return None
-        return WindowOutput(run.groups, run.hidden, run.rows, run.batch)
+        return WindowOutput(run.groups, run.hidden, run.rows, run.batch, run.logits)
 
     @property
     def _other_rows(self) -> float:
@@ -140,5 +153,12 @@ class PatchedEngine:
         run.hidden = tuple(windows)
         if run.whole:
             return original(*args, **kwargs)
-        logits = place_rows(original(pack(windows)), run.groups, run.rows, fill=self._other_rows)
-        return logits.view(*states.shape[:-1], -1)
+        return self._leave(original(pack(windows)), run, states.shape[:-1])
+
+    def _leave(self, packed: torch.Tensor, run: Run, shape: torch.Size) -> torch.Tensor:
+        """What the network returns, given the windows' logits packed (B, R, V): of that shape and V."""
+        run.logits = None
+        if self._placeholder is None or self._inference or self._placeholder.dtype != packed.dtype:
+            return place_rows(packed, run.groups, run.rows, fill=self._other_rows).view(*shape, -1)
+        run.logits = tuple(packed[group.samples, : group.stop - group.loss_start] for group in run.groups)
+        return self._placeholder.expand(*shape, packed.shape[-1])

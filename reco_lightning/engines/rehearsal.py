@@ -57,6 +57,7 @@ class Trace:
         recomputes_parts: Whether the blocks checkpoint their attention inside themselves.
         unmasked: Whether a call of ``F.scaled_dot_product_attention`` in the blocks was neither causal nor masked.
         learns_behind_head: Whether parameters stand between the head's output and the loss.
+        views_head: Whether the cross-entropy is given the head's output itself, or a view of it.
         flat: Whether the blocks' states are (B, T, D), and not of more dimensions.
         logits: The cross-entropy's input in the plain step.
         hidden: The states that the head read, (B, T, D).
@@ -74,6 +75,7 @@ class Trace:
     recomputes_parts: bool
     unmasked: bool
     learns_behind_head: bool
+    views_head: bool
     flat: bool
     logits: torch.Tensor
     hidden: torch.Tensor
@@ -322,6 +324,7 @@ class _Recorder:
             recomputes_parts=stack.recomputes_parts and not any(map(checkpoints_itself, stack.blocks)),
             unmasked=stack.unmasked,
             learns_behind_head=_reaches_parameter(logits, head.output),
+            views_head=logits.untyped_storage().data_ptr() == head.output.untyped_storage().data_ptr(),
             flat=len(stack.shape) == 3,
             logits=logits.detach(),
             hidden=head.states.detach().flatten(1, -2),

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
 from reco_lightning.cross_entropy import select_rows
 from reco_lightning.engines.base import Context, Engine
@@ -82,7 +83,10 @@ def build_engine(module: pl.LightningModule, trace: Trace, name: str, *, tokens:
         "tokens": tokens,
         "tail": trace.tail,
         "fill": 0.0 if trace.learns_behind_head else float("nan"),
+        "placeholder": None,
     }
+    if trace.views_head and not _watches_outputs(module):
+        common["placeholder"] = trace.logits.new_full((), float("nan"))
     if name == "dropped":
         return DroppedEngine(module.get_submodule(trace.network), head, rows=trace.rows, **common)
     if name == "masked":
@@ -111,6 +115,14 @@ def build_engine(module: pl.LightningModule, trace: Trace, name: str, *, tokens:
 
 def _has_mingpt_attention(block: nn.Module) -> bool:
     return any(map(is_mingpt_attention, block.modules()))
+
+
+def _watches_outputs(module: pl.LightningModule) -> bool:
+    """Whether something waits for gradients of the network's output: sharded parameters, or hooks."""
+    return any(
+        isinstance(part, (FSDPModule, FullyShardedDataParallel)) or part._backward_hooks or part._backward_pre_hooks
+        for part in module.modules()
+    ) or any(hasattr(parameter, "ds_id") for parameter in module.parameters())  # DeepSpeed, stage 3
 
 
 def prove(
