@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a folder of videos to a folder of token shards, once: what `reco tokenize` does."""
+"""From a data set of videos to a folder of token shards, once: what `reco tokenize` does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from reco_lightning.data.captions import read_captions
-from reco_lightning.data.manifest import MANIFEST, Manifest, check_grid
+from reco_lightning.data.frames import FrameFolder, is_frame_folder
+from reco_lightning.data.layouts import Layout
+from reco_lightning.data.manifest import MANIFEST, Manifest, check_grid, file_sha256
 from reco_lightning.data.token_writer import ClipSource, TokenShardWriter, refuse_shards
 from reco_lightning.data.unfinished import UnfinishedTokens
 from reco_lightning.data.video import Resize, VideoError
@@ -68,25 +70,29 @@ def tokenize_folder(
     shard_size: int = 8192,
     overwrite: bool = False,
     progress: bool = True,
+    layout: Layout = "folders",
+    split: str | None = None,
+    index: str | None = None,
 ) -> Path:
-    """Tokenise all videos below a folder.
+    """Tokenise all videos below a folder, or a data set in another layout.
 
     Files that cannot be used are left out and named. The shards remember classes, captions, files and frames of the
     clips, and which tokenizer made them. What is encoded is kept in `output` until the shards are there: a run that
     was interrupted, in whatever way, goes on where it stopped when it is started again with the same arguments, and
-    ends with the same shards. Devices, workers, clips per shard and captions may change in between.
+    ends with the same shards. Devices, workers, clips per shard and `captions` may change in between.
 
     Args:
         tokenizer: Checkpoint or folder of any tokenizer of the package, whose content tells which; or a
             `VideoTokenizer`.
-        videos: Folder of videos; see `VideoFolder`.
+        videos: Folder of videos; see `VideoFolder`. Some layouts take a zip file of frames.
         output: Folder to write the token shards to.
         frames: Frames per clip, T; what the tokenizer takes, as 1 + a multiple of 4.
         stride: Distance between two frames of a clip, in frames of the file.
         size: Side, or (height, width), of the clips in pixels; what the tokenizer was trained on.
         resize: `short_side_crop` or `squash`.
         clip_step: Distance between the starts of two clips of a file; by default they lie end to end.
-        captions: File of JSON lines `{"file": "cats/a.mp4", "caption": "A cat."}`, files relative to `videos`.
+        captions: File of JSON lines `{"file": "cats/a.mp4", "caption": "A cat."}`, files relative to `videos`;
+            none where `index` has captions.
         batch_size: Clips that are encoded at a time, on each device.
         num_workers: Worker processes for each device that read videos; 0 reads in the encoding process.
         device: A torch device, or `auto`.
@@ -96,13 +102,18 @@ def tokenize_folder(
         overwrite: Replace token shards that lie in `output`, and what is left there of a tokenisation with other
             arguments.
         progress: Show a progress bar and a summary.
+        layout: How the data set lies in `videos`: `folders` of videos by class; `frames`, a folder of pictures for
+            each video; a `list` of paths; a `manifest` of JSON lines; or that of `ffs`, `sky`, `taichi`, `ucf101` or
+            `msrvtt`.
+        split: Part of the data set, as `train`; without it all.
+        index: The list, the manifest, UCF101's list or MSR-VTT's annotations.
 
     Returns:
         The folder of token shards.
 
     Raises:
-        ValueError: An argument is out of range, the tokenizer cannot encode such clips, or `output` holds shards, or
-            an unfinished tokenisation with other arguments.
+        ValueError: An argument is out of range, the tokenizer cannot encode such clips, `videos` has another layout,
+            or `output` holds shards, or an unfinished tokenisation with other arguments.
         VideoError: No file can be used.
     """
     for argument, value in (("batch_size", batch_size), ("shard_size", shard_size)):
@@ -117,9 +128,21 @@ def tokenize_folder(
     height, width = (size, size) if isinstance(size, int) else size
     grid = check_grid(model.grid(frames, height, width), frame_aligned=model.frame_aligned)
     weights = fingerprint(model)
-    folder = VideoFolder(videos, frames=frames, stride=stride, size=size, resize=resize, clip_step=clip_step)
+    folder = VideoFolder(
+        videos,
+        frames=frames,
+        stride=stride,
+        size=size,
+        resize=resize,
+        clip_step=clip_step,
+        layout=layout,
+        split=split,
+        index=index,
+    )
     work = UnfinishedTokens(kept, grid=grid, vocab_size=model.codebook_size, clips=len(folder))
     reading = {"frames": frames, "stride": stride, "size": [height, width], "resize": resize}
+    # nothing for plain folders, so that their shards are those of versions that knew no others
+    chosen = {key: value for key, value in (("layout", layout), ("split", split)) if value not in ("folders", None)}
     header = {
         "vocab_size": model.codebook_size,
         "grid": grid,
@@ -127,13 +150,15 @@ def tokenize_folder(
         "tokenizer": name,
         "tokenizer_sha256": weights,
         "classes": folder.classes,
-        "video": reading,
+        "video": {**reading, **chosen},
         "shard_size": shard_size,
     }
     publisher = _Publisher(Path(output), folder, work, header, _captions(captions, folder), overwrite, progress)
     plan = {
         **({"tokenizer_sha256": weights} if weights else {"tokenizer": name}),  # a checkpoint may be renamed
         **reading,
+        **chosen,
+        **({"index_sha256": file_sha256(index)} if index else {}),
         "clip_step": folder.clip_step,
         **{key: header[key] for key in ("vocab_size", "grid", "frame_aligned")},
         "videos": {_relative(path, folder): _state_of(path, folder) for path in folder.infos},
@@ -188,7 +213,9 @@ class _Publisher:
                 part = numbers[start : start + _COPIED]
                 clips = [self.folder.clips[number] for number in part.tolist()]
                 sources = [_source(clip, self.folder) for clip in clips]
-                texts = [self.captions.get(source.path) for source in sources] if self.captions else None
+                texts = [clip.caption for clip in clips]
+                if self.captions:
+                    texts = [self.captions.get(source.path) for source in sources]
                 writer.write(encoded.ids(part), np.array([clip.label for clip in clips]), sources, texts)
         del encoded  # its files are mapped
         self.work.remove()
@@ -215,10 +242,11 @@ class _Publisher:
         return lines
 
     def _without_caption(self, manifest: Manifest) -> list[str]:
-        if self.captions is None:
-            return []
-        missing = [source for source in manifest.sources if source not in self.captions]
-        return [f"{len(missing)} video(s) have no caption, {missing[0]} for one."] if missing else []
+        known = {_relative(clip.path, self.folder) for clip in self.folder.clips if clip.caption is not None}
+        known.update(self.captions or ())
+        missing = [source for source in manifest.sources if source not in known]
+        wanted = bool(known) or self.captions is not None
+        return [f"{len(missing)} video(s) have no caption, {missing[0]} for one."] if wanted and missing else []
 
 
 def _placement(device: torch.device, devices: int) -> dict[str, Any]:
@@ -245,6 +273,8 @@ def _open_tokenizer(tokenizer: str | VideoTokenizer) -> tuple[VideoTokenizer, st
 def _captions(path: str | None, folder: VideoFolder) -> dict[str, str] | None:
     if path is None:
         return None
+    if any(clip.caption is not None for clip in folder.clips):
+        raise ValueError(f"captions must be left out where the index of videos has captions, got {path!r}")
     files = [*folder.infos, *(file for file, _ in folder.skipped)]
     return read_captions(path, files=[_relative(file, folder) for file in files])
 
@@ -254,7 +284,10 @@ def _relative(path: str, folder: VideoFolder) -> str:
 
 
 def _state_of(path: str, folder: VideoFolder) -> str:
-    size = os.path.getsize(path) if os.path.exists(path) else 0
+    if is_frame_folder(path):
+        size = FrameFolder(path).stamp()[0]
+    else:
+        size = os.path.getsize(path) if os.path.exists(path) else 0
     return f"{size} bytes, {folder.infos[path].frames} frames"
 
 

@@ -2,7 +2,8 @@
 """Read clips of frames from one video file: the first step of the pipeline, before the tokenizer.
 
 decord reads, opened anew for every clip, wherever `probe` has proved on the file itself that its frames are right.
-PyAV, which decodes from the start and counts, takes over for all other files.
+PyAV, which decodes from the start and counts, takes over for all other files. Where the video is a folder of frames,
+`reco_lightning.data.frames` reads.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
+from reco_lightning.data.frames import FrameFolder, is_frame_folder, probe_frames, read_frames
 from reco_lightning.data.readers import (
     Pixels,
     VideoError,
@@ -32,7 +34,7 @@ from reco_lightning.data.readers import (
 __all__ = ["Resize", "VideoError", "VideoInfo", "fit_size", "probe", "read_clip"]
 
 Resize = Literal["short_side_crop", "squash"]
-Reader = Literal["decord", "pyav"]
+Reader = Literal["decord", "pyav", "frames"]
 
 _PRINT = 64  # side of a frame's fingerprint before pooling; decord pads the rows of some smaller widths
 _LATE = 0.25  # seconds that a header may promise beyond the last frame
@@ -47,7 +49,7 @@ class VideoInfo(NamedTuple):
         fps: Average frames per second; 0.0 where the file does not say.
         height: Height in pixels as displayed, rotation metadata applied.
         width: Width in pixels as displayed.
-        reader: The reader that returns the right frames of this file: `decord` or `pyav`.
+        reader: The reader that returns the right frames of this file: `decord` or `pyav`; `frames` for a folder.
     """
 
     frames: int
@@ -95,7 +97,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
     middle and end are matched with those that PyAV counted.
 
     Args:
-        path: The video file.
+        path: The video file, or a folder of frames, all of which are decoded; see `FrameFolder`.
 
     Returns:
         Frames, frames per second, displayed size and reader.
@@ -110,6 +112,9 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         reco_lightning.data.readers.VideoError: ...missing.mp4: is not a file
     """
     path = os.path.abspath(path)
+    if is_frame_folder(path):
+        frames, height, width = probe_frames(path)
+        return VideoInfo(frames, 0.0, height, width, "frames")
     if not os.path.isfile(path):
         raise VideoError(path, "is not a file")
     if os.path.getsize(path) == 0:
@@ -154,7 +159,7 @@ def read_clip(
     thread, so the function may be called from any worker process.
 
     Args:
-        path: The video file.
+        path: The video file, or a folder of frames; see `FrameFolder`.
         start: Index of the first frame.
         frames: Number of frames T.
         stride: Distance between two frames of the clip, in frames of the file.
@@ -190,7 +195,9 @@ def read_clip(
         raise VideoError(path, f"holds {known.frames} frames; {need}")
     scaled = fit_size(known.height, known.width, size=(high, wide), resize=resize)
     clip = None
-    if known.reader == "decord":
+    if known.reader == "frames":
+        clip = read_frames(path, indices, total=known.frames, size=scaled)
+    elif known.reader == "decord":
         clip = read_decord(path, indices, total=known.frames, size=scaled)
     if clip is None:
         clip = read_pyav(path, indices, size=scaled)
@@ -243,6 +250,8 @@ def _decord_agrees(path: str, truth: Pixels) -> bool:
 
 def _remembered_probe(path: str) -> VideoInfo:
     try:
+        if is_frame_folder(path):
+            return _probe_unchanged(path, *FrameFolder(path).stamp())
         status = os.stat(path)
     except OSError as error:
         raise VideoError(path, f"cannot be read: {error.strerror}") from error

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of videos as a dataset of clips: what the tokenizer is trained on and what `reco tokenize` reads."""
+"""A data set of videos as a dataset of clips: what the tokenizer is trained on and what `reco tokenize` reads."""
 
 from __future__ import annotations
 
 import copy
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Literal, NamedTuple, TypedDict, get_args
 
 import torch
@@ -15,8 +15,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from reco_lightning.data.clip_index import IndexedVideo
+from reco_lightning.data.layouts import Layout, open_index
 from reco_lightning.data.video import Resize, VideoError, VideoInfo, fit_size, read_clip
-from reco_lightning.data.video_scan import VIDEO_EXTENSIONS, find_videos, scan_videos
+from reco_lightning.data.video_scan import VIDEO_EXTENSIONS, scan_videos
 
 __all__ = ["Clip", "OnError", "VideoFolder", "VideoItem"]
 
@@ -27,14 +29,16 @@ class Clip(NamedTuple):
     """Where a clip lies.
 
     Attributes:
-        path: The video file.
+        path: The video file, or the folder of its frames.
         start: Index of its first frame.
         label: Number of the file's class.
+        caption: Its text; None where there is none.
     """
 
     path: str
     start: int
     label: int
+    caption: str | None = None
 
 
 class VideoItem(TypedDict):
@@ -46,10 +50,13 @@ class VideoItem(TypedDict):
 
 
 class VideoFolder(Dataset[VideoItem]):
-    """Clips of T frames from all videos below a folder, in sorted order.
+    """Clips of T frames from all videos below a folder, in sorted order; or from a data set in another layout.
 
-    The first folder below `root` is the class of a file; files that lie in `root` itself form the class `"."`. On
-    creation every file is decoded once, as `probe` describes; files that are broken, cut off, damaged in the middle,
+    The first folder below `root` is the class of a file; files that lie in `root` itself form the class `"."`. Other
+    layouts say in their own ways what the videos, classes and captions are: see `open_index`. There a video may also be
+    a folder of frames, and its k-th clip has the k-th of its captions, after the last the first again.
+
+    On creation every file is decoded once, as `probe` describes; files that are broken, cut off, damaged in the middle,
     empty, without a picture or too short are named, all of them in one warning, and left out. Sound files are
     remembered in `video_scan.cache_file(root)` until they change, so that the next start is quick.
 
@@ -67,24 +74,28 @@ class VideoFolder(Dataset[VideoItem]):
         on_error: `skip` leaves unusable files out, `raise` stops with a `VideoError`.
         extensions: Endings that count as video.
         cache: Remember the scan from one start to the next.
+        layout: How the data set lies in `root`; see `open_index`, also for the next two.
+        split: Part of the data set, as `train`.
+        index: File that lists the videos, where the layout needs one.
 
     Attributes:
-        classes: Names of the classes, sorted; the label is the place in this list. Folders count whose files are all
-            unusable too, so that labels do not depend on damage.
+        classes: Names of the classes; the label is the place in this list. Those of class folders are
+            sorted, and folders count whose files are all unusable too, so that labels do not depend on damage.
+        groups: Videos that a split must not part, each with the name of its group; a video not in it is its own.
         clips: Every clip.
         skipped: Files left out, each with the reason.
         infos: What `probe` found in every file that is used.
 
     Raises:
-        ValueError: If an argument is out of range, or `root` is no folder or holds no video.
+        ValueError: If an argument is out of range, or `root` is no folder, holds no video or has another layout.
         VideoError: If no file can be used; with `on_error="raise"`, if any cannot.
 
     Example:
-        >>> import tempfile, numpy as np
+        >>> import pathlib, tempfile, numpy as np
         >>> from reco_lightning.media import write_video
         >>> with tempfile.TemporaryDirectory() as root:
         ...     for name in ("cats/a.mp4", "dogs/b.mp4"):
-        ...         _ = write_video(Path(root, name), np.zeros((9, 48, 64, 3), np.uint8))
+        ...         _ = write_video(pathlib.Path(root, name), np.zeros((9, 48, 64, 3), np.uint8))
         ...     folder = VideoFolder(root, frames=4, size=32, cache=False)
         ...     len(folder), folder.classes, folder[3]["video"].shape, int(folder[3]["label"])
         (4, ['cats', 'dogs'], torch.Size([4, 32, 32, 3]), 1)
@@ -102,6 +113,9 @@ class VideoFolder(Dataset[VideoItem]):
         on_error: OnError = "skip",
         extensions: Sequence[str] = VIDEO_EXTENSIONS,
         cache: bool = True,
+        layout: Layout = "folders",
+        split: str | None = None,
+        index: str | os.PathLike[str] | None = None,
     ) -> None:
         step = frames * stride if clip_step is None else clip_step
         for name, value in (("frames", frames), ("stride", stride), ("clip_step", step)):
@@ -112,32 +126,33 @@ class VideoFolder(Dataset[VideoItem]):
             raise ValueError(f"on_error must be one of {list(get_args(OnError))}, got {on_error!r}")
         if isinstance(extensions, str) or not all(ending.startswith(".") for ending in extensions):
             raise ValueError(f"extensions must be a list of endings such as ['.mp4', '.mkv'], got {extensions!r}")
-        if not Path(root).is_dir():
-            found = "a file" if Path(root).exists() else "nothing"
-            raise ValueError(f"root must be a folder of videos, got {os.fspath(root)!r}: there is {found} of that name")
-        names = find_videos(root, extensions)
-        if not names:
-            raise ValueError(
-                f"root must hold videos, got {os.fspath(root)!r} without a file that ends in {', '.join(extensions)}; "
-                "pass extensions=[...] for other endings"
-            )
+        listed = open_index(root, layout=layout, split=split, index=index, extensions=extensions)
         self.root = os.path.abspath(root)
         self.frames, self.stride, self.size, self.resize, self.clip_step = frames, stride, size, resize, step
         self.on_error = on_error
-        scan = scan_videos(root, names, cache=cache)
+        scan = scan_videos(root, list(dict.fromkeys(video.path for video in listed.videos)), cache=cache)
         span = (frames - 1) * stride + 1
-        self.infos: dict[str, VideoInfo] = {path: info for path, info in scan.infos.items() if info.frames >= span}
-        self.classes = sorted({_class_of(name) for name in names})
-        self.skipped = _unusable(scan.infos, scan.skipped, span)
+        self.classes = list(listed.classes)
+        self.groups = {self._path(name): group for name, group in listed.groups.items()}
+        self.skipped = list(scan.skipped)
         self.clips: list[Clip] = []
-        for path, info in self.infos.items():
-            label = self.classes.index(_class_of(os.path.relpath(path, self.root)))
-            self.clips += [Clip(path, start, label) for start in range(0, info.frames - span + 1, step)]
+        for video in listed.videos:
+            path = self._path(video.path)
+            if path not in scan.infos:
+                continue
+            starts, problem = _starts(video, scan.infos[path], span=span, step=step)
+            if problem:
+                self.skipped.append((path, problem))
+            texts = video.captions or (None,)
+            self.clips += [Clip(path, at, video.label, texts[k % len(texts)]) for k, at in enumerate(starts)]
+        self.skipped.sort()
+        used = {clip.path for clip in self.clips}
+        self.infos: dict[str, VideoInfo] = {path: info for path, info in scan.infos.items() if path in used}
         self._failed: set[str] = set()
         if self.skipped and (on_error == "raise" or not self.clips):
-            raise VideoError(_report(self.skipped, len(names), self.root))
+            raise VideoError(_report(self.skipped, len(listed.videos), self.root))
         if self.skipped:
-            rank_zero_warn(_report(self.skipped, len(names), self.root) + "\nThey are left out.", stacklevel=2)
+            rank_zero_warn(_report(self.skipped, len(listed.videos), self.root) + "\nThey are left out.", stacklevel=2)
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -195,6 +210,9 @@ class VideoFolder(Dataset[VideoItem]):
         chosen._failed = set()
         return chosen
 
+    def _path(self, name: str) -> str:
+        return os.path.normpath(os.path.join(self.root, name))
+
     def _stand_ins(self, index: int) -> Iterator[int]:
         """The clip itself, then those after it, round to the one before it."""
         count = len(self.clips)
@@ -203,18 +221,19 @@ class VideoFolder(Dataset[VideoItem]):
         yield from ((index + step) % count for step in range(count))
 
 
-def _class_of(name: str) -> str:
-    parts = Path(name).parts
-    return parts[0] if len(parts) > 1 else "."
-
-
-def _unusable(infos: dict[str, VideoInfo], skipped: list[tuple[str, str]], span: int) -> list[tuple[str, str]]:
-    short = [
-        (path, f"is too short: it holds {info.frames} frames, a clip spans {span}")
-        for path, info in infos.items()
-        if info.frames < span
-    ]
-    return sorted([*skipped, *short])
+def _starts(video: IndexedVideo, info: VideoInfo, *, span: int, step: int) -> tuple[range, str]:
+    """First frames of the clips of a video, and why there are none."""
+    first, stop, within = 0, info.frames, ""
+    if video.start is not None or video.end is not None:
+        if not info.fps:
+            return range(0), "has no frame rate, so that start and end in seconds mean nothing"
+        begin, end = video.start or 0.0, math.inf if video.end is None else video.end
+        first = math.ceil(begin * info.fps - 1e-6)  # the first frame at or after that second
+        stop = min(stop, math.ceil(min(end * info.fps, stop) - 1e-6))
+        within = f" from second {begin:g} to {'the end' if video.end is None else f'{end:g}'}"
+    if stop - first < span:
+        return range(0), f"is too short: it holds {max(0, stop - first)} frames{within}, a clip spans {span}"
+    return range(first, stop - span + 1, step), ""
 
 
 def _report(skipped: list[tuple[str, str]], total: int, root: str) -> str:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches of clips from a folder of videos, split into training and validation: what trains the tokenizer."""
+"""Batches of clips from a data set of videos, split into training and validation: what trains the tokenizer."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import lightning.pytorch as L
@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
+from reco_lightning.data.layouts import Layout
 from reco_lightning.data.resumable import ResumableDataLoader
 from reco_lightning.data.video import Resize
 from reco_lightning.data.video_folder import Clip, OnError, VideoFolder, VideoItem
@@ -22,23 +23,32 @@ __all__ = ["VideoDataModule", "split_clips"]
 StartMethod = Literal["fork", "spawn", "forkserver"]
 
 
-def split_clips(clips: Sequence[Clip], *, val_fraction: float, span: int, seed: int = 0) -> tuple[list[int], list[int]]:
+def split_clips(
+    clips: Sequence[Clip],
+    *,
+    val_fraction: float,
+    span: int,
+    seed: int = 0,
+    groups: Mapping[str, str] | None = None,
+) -> tuple[list[int], list[int]]:
     """Split clips so that no frame is seen in training and validated on.
 
-    Whole files go to one side, drawn by `seed`; at least one file to each. Where there is a single file, its end is
-    the validation part, and clips that reach into it are dropped.
+    Whole files, or groups of files, go to one side, drawn by `seed`; at least one to each. Where there is a single
+    file, its end is the validation part, and clips that reach into it are dropped.
 
     Args:
         clips: Clips in order, those of a file together.
         val_fraction: Share of the files (of the clips where there is one file) to validate on, 0 to below 1.
         span: Frames of the file that a clip covers from its first to its last.
         seed: Decides which files.
+        groups: Files that have to stay together, each with its group's name; the others are a group each.
 
     Returns:
         Places of the training clips and of the validation clips, both ascending.
 
     Raises:
-        ValueError: If `val_fraction` is out of range, or a single file is too short to be split.
+        ValueError: If `val_fraction` is out of range, a single file is too short to be split, or all files are one
+            group.
 
     Example:
         >>> clips = [Clip(path, start, 0) for path in ("a", "b", "c") for start in (0, 17)]
@@ -49,21 +59,29 @@ def split_clips(clips: Sequence[Clip], *, val_fraction: float, span: int, seed: 
     places = range(len(clips))
     if val_fraction == 0:
         return list(places), []
-    files = list(dict.fromkeys(clip.path for clip in clips))
+    names = [(groups or {}).get(clip.path, clip.path) for clip in clips]
+    files = list(dict.fromkeys(names))
     if len(files) > 1:
         count = min(max(1, round(val_fraction * len(files))), len(files) - 1)
         held_out = set(random.Random(seed).sample(files, count))
-        train = [place for place in places if clips[place].path not in held_out]
-        return train, [place for place in places if clips[place].path in held_out]
+        train = [place for place in places if names[place] not in held_out]
+        return train, [place for place in places if names[place] in held_out]
+    if len({clip.path for clip in clips}) > 1:
+        raise ValueError(
+            f"val_fraction must be 0 where all files are of one group, which cannot be parted ({files[0]}), got "
+            f"{val_fraction}"
+        )
     count = max(1, round(val_fraction * len(clips)))
-    border = clips[-count].start
-    train = [place for place in places[:-count] if clips[place].start + span <= border]
+    in_time = sorted(places, key=lambda place: clips[place].start)  # a manifest may name its parts in any order
+    held_out_places = in_time[-count:]
+    border = clips[held_out_places[0]].start
+    train = sorted(place for place in in_time[:-count] if clips[place].start + span <= border)
     if not train:
         raise ValueError(
             f"val_fraction must leave a training clip, got {val_fraction} of the {len(clips)} clips of the only file, "
             f"{clips[0].path}; add files, shorten `frames`, or set val_fraction=0"
         )
-    return train, list(places[-count:])
+    return train, sorted(held_out_places)
 
 
 class VideoDataModule(L.LightningDataModule):
@@ -87,6 +105,9 @@ class VideoDataModule(L.LightningDataModule):
         start_method: How workers are started; None takes the platform's default.
         val_fraction: Share of the files to validate on, at least one; 0 validates on nothing.
         seed: Decides which files, and the order of the training clips.
+        layout: How the data set lies in `root`; see `open_index`, also for the next two.
+        split: Part of the data set, as `train`.
+        index: File that lists the videos, where the layout needs one.
 
     Attributes:
         folder: The whole `VideoFolder`, from `setup` on.
@@ -122,6 +143,9 @@ class VideoDataModule(L.LightningDataModule):
         start_method: StartMethod | None = None,
         val_fraction: float = 0.1,
         seed: int = 0,
+        layout: Layout = "folders",
+        split: str | None = None,
+        index: str | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -134,6 +158,7 @@ class VideoDataModule(L.LightningDataModule):
         self.on_error, self.extensions, self.cache = on_error, extensions, cache
         self.batch_size, self.num_workers, self.start_method = batch_size, num_workers, start_method
         self.val_fraction, self.seed = val_fraction, seed
+        self.layout, self.split, self.index = layout, split, index
 
     @override
     def prepare_data(self) -> None:
@@ -154,6 +179,7 @@ class VideoDataModule(L.LightningDataModule):
             val_fraction=self.val_fraction,
             span=(self.frames - 1) * self.stride + 1,
             seed=self.seed,
+            groups=self.folder.groups,
         )
         self.train_set, self.val_set = self.folder.select(train), self.folder.select(held_out)
 
@@ -193,6 +219,9 @@ class VideoDataModule(L.LightningDataModule):
             on_error=self.on_error,
             extensions=self.extensions,
             cache=self.cache,
+            layout=self.layout,
+            split=self.split,
+            index=self.index,
         )
 
     def _loader(self, clips: VideoFolder) -> DataLoader[VideoItem]:

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
+from reco_lightning.data.frames import FrameFolder, is_frame_folder
 from reco_lightning.data.video import VideoError, VideoInfo, probe
 
-__all__ = ["VIDEO_EXTENSIONS", "Scan", "cache_file", "find_videos", "scan_videos"]
+__all__ = ["VIDEO_EXTENSIONS", "Scan", "cache_file", "find_videos", "leads_back", "scan_videos"]
 
 VIDEO_EXTENSIONS = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv")
 _CACHE_VERSION = 1  # raise when the meaning of an entry changes
@@ -60,10 +61,21 @@ def find_videos(root: str | os.PathLike[str], extensions: Sequence[str] = VIDEO_
     endings = tuple(ending.lower() for ending in extensions)
     found: list[Path] = []
     for folder, below, names in os.walk(root, followlinks=True):
-        below[:] = [name for name in below if not name.startswith(".") and not _leads_back(folder, name)]
+        below[:] = [name for name in below if not name.startswith(".") and not leads_back(folder, name)]
         chosen = (name for name in names if not name.startswith(".") and name.lower().endswith(endings))
         found.extend(Path(folder, name).relative_to(root) for name in chosen)
     return [str(path) for path in sorted(found, key=lambda path: path.parts)]
+
+
+def leads_back(folder: str, name: str) -> bool:
+    """Whether a linked folder is one of its own parents, so that walking into it would never end.
+
+    Args:
+        folder: Where it lies.
+        name: Its name.
+    """
+    here, target = os.path.realpath(folder), os.path.realpath(os.path.join(folder, name))
+    return here == target or here.startswith(target.rstrip(os.sep) + os.sep)
 
 
 def scan_videos(root: str | os.PathLike[str], names: Sequence[str], *, cache: bool = True) -> Scan:
@@ -71,7 +83,7 @@ def scan_videos(root: str | os.PathLike[str], names: Sequence[str], *, cache: bo
 
     Args:
         root: The folder.
-        names: Paths relative to `root`.
+        names: Paths relative to `root`; of files, or of folders of frames.
         cache: Take unchanged files (same size and time of change) from the last scan of this folder, and keep this
             one for the next in `cache_file(root)`. Broken files are probed again every time.
 
@@ -82,7 +94,7 @@ def scan_videos(root: str | os.PathLike[str], names: Sequence[str], *, cache: bo
         >>> scan_videos("/nowhere", ["a.mp4"], cache=False).skipped
         [('/nowhere/a.mp4', 'is not a file')]
     """
-    paths = [os.path.join(os.path.abspath(root), name) for name in names]
+    paths = [os.path.normpath(os.path.join(os.path.abspath(root), name)) for name in names]
     known = _load(cache_file(root)) if cache else {}
     findings: dict[str, VideoInfo | str] = {}
     for name, path in zip(names, paths, strict=True):
@@ -132,16 +144,12 @@ def _outcome(path: str) -> VideoInfo | str:
         return error.reason
 
 
-def _leads_back(folder: str, name: str) -> bool:
-    """Whether a linked folder is one of its own parents, so that walking into it would never end."""
-    here, target = os.path.realpath(folder), os.path.realpath(os.path.join(folder, name))
-    return here == target or here.startswith(target.rstrip(os.sep) + os.sep)
-
-
 def _stamp(path: str) -> list[int]:
     try:
+        if is_frame_folder(path):
+            return FrameFolder(path).stamp()
         status = os.stat(path)
-    except OSError:
+    except (OSError, VideoError):
         return []
     return [status.st_size, status.st_mtime_ns]
 
