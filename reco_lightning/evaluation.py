@@ -6,7 +6,6 @@ Heavy extractors and the tokenizer live here and not in the model: a checkpoint 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,8 +32,9 @@ from reco_lightning.metrics.motion_groups import MotionGroups
 from reco_lightning.metrics.optical_flow import IntervalOpticalFlow
 from reco_lightning.metrics.position_loss import PositionLoss
 from reco_lightning.models.video_model import VideoModel
-from reco_lightning.tokenizers.base import VideoTokenizer, to_uint8
+from reco_lightning.tokenizers.base import VideoTokenizer, fingerprint
 from reco_lightning.tokenizers.loading import load_tokenizer
+from reco_lightning.whole_file import whole_file
 
 __all__ = ["EvaluateVideos"]
 
@@ -146,17 +146,14 @@ class EvaluateVideos(pl.Callback):
         if self.flow:
             metrics["interval_flow"] = IntervalOpticalFlow(intervals)
             metrics["interval_flow_from_first"] = IntervalOpticalFlow(intervals, pairs="from_first")
-            metrics["motion_groups"] = MotionGroups(distance.clone())
+            metrics["motion_groups"] = MotionGroups(distance)
         if self.clip is not None:
             metrics["clip_score"] = CLIPScore(self.clip)
         return metrics
 
     def _keep_settings(self, module: VideoModel) -> None:
         """Writes what the ids in ``output/ids`` depend on, or compares it with what is there."""
-        digest = hashlib.sha256()
-        for value in module.state_dict().values():
-            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-        settings = {"model": digest.hexdigest(), "first_blocks": self.first_blocks, **self.options}
+        settings = {"model": fingerprint(module), "first_blocks": self.first_blocks, **self.options}
         path = self.output / "ids" / "settings.json"
         if path.is_file():
             stored = json.loads(path.read_text())
@@ -166,9 +163,9 @@ class EvaluateVideos(pl.Callback):
                     "another output, or delete that folder"
                 )
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
         if module.trainer.is_global_zero:
-            path.write_text(json.dumps(settings, indent=2))
+            with whole_file(path) as part:
+                part.write_text(json.dumps(settings, indent=2))
 
     @override
     def on_test_batch_end(
@@ -224,17 +221,14 @@ class EvaluateVideos(pl.Callback):
                 **self.options,
             )
             for row, ids in zip(missing, fresh.cpu().numpy(), strict=True):
-                part = paths[row].with_suffix(".part")
-                with open(part, "wb") as file:
+                with whole_file(paths[row]) as part, open(part, "wb") as file:
                     np.save(file, ids)
-                part.rename(paths[row])  # a file is whole or not there
         return torch.from_numpy(np.stack([np.load(path) for path in paths])).to(tokens.device)
 
     def _real(self, clips: Any, places: list[int], tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
         assert self._decoder is not None
         if self.videos is None:
-            shaped = tokens.view(-1, *grid) if self._decoder.frame_aligned else tokens
-            return to_uint8(self._decoder.decode(shaped, clamp=True))
+            return decode_videos(self._decoder, tokens, grid)
         shards, numbers = _origin(clips, places)
         how = dict(shards.manifest.video)
         read = []

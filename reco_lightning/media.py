@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import av
 import lightning.pytorch as L
@@ -15,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+
+from reco_lightning.whole_file import whole_file
 
 __all__ = ["log_videos", "run_folder", "video_grid", "video_strip", "write_video"]
 
@@ -53,16 +54,9 @@ def write_video(path: str | os.PathLike[str], frames: Pixels, *, fps: float = 8.
         raise ValueError(f"frames must be uint8 of shape (T, H, W, 3), got {found}; tokenizers.base.to_uint8 converts")
     if not fps > 0:
         raise ValueError(f"fps must be positive, got {fps}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     even = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
-    with NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}.", suffix=".tmp", delete=False) as part:
-        temporary = Path(part.name)
-    try:
-        _encode(temporary, even, Fraction(fps).limit_denominator(1001))
-        temporary.chmod(0o666 & ~_umask())  # a temporary file is private; a written one follows the user's mask
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as part:
+        _encode(part, even, Fraction(fps).limit_denominator(1001))
     return path
 
 
@@ -201,9 +195,3 @@ def _encode(path: Path, frames: Pixels, rate: Fraction) -> None:
 def _all_frames(path: str | os.PathLike[str]) -> Pixels:
     with av.open(os.fspath(path)) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-
-
-def _umask() -> int:
-    mask = os.umask(0)  # can only be read by setting it
-    os.umask(mask)
-    return mask

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
@@ -17,15 +16,9 @@ from reco_lightning.data.video import read_clip
 from reco_lightning.media import write_video
 from reco_lightning.tokenizers.base import to_unit_range
 from reco_lightning.tokenizers.vqvae import VQVAE
+from tests.helpers.checkpoints import save
 
 GRID = (2, 4, 4)  # clips of 5 frames of 32 x 32 pixels
-
-
-def save(module: L.LightningModule, path: Path) -> str:
-    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    trainer.strategy.connect(module)
-    trainer.save_checkpoint(path)
-    return str(path)
 
 
 def video_model(folder: Path, *, vocab_size: int = 8, num_classes: int = 0) -> str:

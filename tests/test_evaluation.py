@@ -27,18 +27,12 @@ from reco_lightning.metrics.frechet import RandomFeatureDistance
 from reco_lightning.tokenize import tokenize_folder
 from reco_lightning.tokenizers.base import to_uint8
 from reco_lightning.tokenizers.vqvae import VQVAE
+from tests.helpers.checkpoints import save
 
 GRID = (3, 2, 2)
 ROOT = Path(__file__).parents[1]
 FEW = pytest.mark.filterwarnings("ignore:.*(fewer|features).*:UserWarning")
 pytestmark = FEW
-
-
-def save(module, path):
-    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    trainer.strategy.connect(module)
-    trainer.save_checkpoint(path)
-    return str(path)
 
 
 @pytest.fixture(scope="module")

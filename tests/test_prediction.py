@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -24,18 +23,12 @@ from reco_lightning.models.larp import LARPTransformer
 from reco_lightning.prediction import GenerationRequests, VideoWriter
 from reco_lightning.tokenizers.base import to_uint8
 from reco_lightning.tokenizers.vqvae import VQVAE
+from tests.helpers.checkpoints import save
 from tests.helpers.sampling import predict
 
 GRID = (3, 2, 2)
 ROOT = Path(__file__).parents[1]
 NAMES = sorted(f"{number:04d}.{kind}" for number in range(5) for kind in ("npy", "mp4"))
-
-
-def save(module, path):
-    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    trainer.strategy.connect(module)
-    trainer.save_checkpoint(path)
-    return str(path)
 
 
 @pytest.fixture(scope="module")

@@ -15,17 +15,14 @@ from reco_lightning import ReCoCallback, SampleVideos, VideoModel, VideoTransfor
 from reco_lightning.data.video import probe
 from reco_lightning.tokenizers.vqvae import VQVAE
 from tests.helpers import foreign
+from tests.helpers.checkpoints import save
 
 GRID = (2, 2, 2)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    path = str(tmp_path_factory.mktemp("tokenizer") / "vqvae.ckpt")
-    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
-    trainer.strategy.connect(VQVAE(codebook_size=16, width=8))
-    trainer.save_checkpoint(path)
-    return path
+    return save(VQVAE(codebook_size=16, width=8), tmp_path_factory.mktemp("tokenizer") / "vqvae.ckpt")
 
 
 class Augmented(torch.utils.data.Dataset):

@@ -7,10 +7,8 @@ byte for byte that of the TF-Hub module of the first FVD: this is the network th
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,6 +16,7 @@ from torch import Tensor
 from reco_lightning.metrics.features import KNOWN_FILES, git_blob_id
 from reco_lightning.metrics.i3d import InceptionI3D
 from reco_lightning.metrics.i3d_bundle import bundle_files, read_index, read_tensor
+from reco_lightning.whole_file import whole_file
 
 __all__ = ["RGB_SCRATCH", "convert_i3d", "i3d_weights", "tensor_name"]
 
@@ -124,9 +123,6 @@ def convert_i3d(checkpoint: str, output: str, *, allow_unknown: bool = False) ->
     tensors = {name: read_tensor(data, entry) for name, entry in read_index(index).items()}
     weights = i3d_weights(tensors)
     source = f"git {blob[:12]} ({KNOWN_FILES.get(blob, 'unknown')})"
-    path = Path(output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    torch.save({"weights": weights, "source": source}, part)
-    os.replace(part, path)
+    with whole_file(output) as part, open(part, "wb") as file:  # given a name, torch would store it in the file
+        torch.save({"weights": weights, "source": source}, file)
     print(f"Wrote {len(tensors)} tensors of {source} to {output}")

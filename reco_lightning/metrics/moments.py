@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from reco_lightning.whole_file import whole_file
 
 __all__ = ["Moments", "load_moments", "save_moments"]
 
@@ -111,24 +111,18 @@ def save_moments(path: str | os.PathLike[str], moments: Moments, about: Mapping[
         about: What has to agree where they are used again, as protocol and weights; JSON values.
 
     Example:
+        >>> import tempfile
+        >>> from pathlib import Path
         >>> folder = Path(tempfile.mkdtemp())
         >>> save_moments(folder / "real.npz", Moments.of(torch.ones(3, 2)), {"frames": 16})
         >>> moments, about = load_moments(folder / "real.npz", {"frames": 16})
         >>> moments.clips, about
         (3, {'frames': 16})
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {field.name: getattr(moments, field.name).cpu().numpy() for field in fields(moments)}
     stored = json.dumps({"format": _FORMAT, "clips": moments.clips, **about}, sort_keys=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, about=np.array(stored), **arrays)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with whole_file(path) as part, open(part, "wb") as file:
+        np.savez(file, about=np.array(stored), **arrays)
 
 
 def load_moments(path: str | os.PathLike[str], about: Mapping[str, Any]) -> tuple[Moments, dict[str, Any]]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from reco_lightning.metrics.optical_flow import FARNEBACK, mean_flow
+from reco_lightning.whole_file import whole_file
 
 __all__ = ["BOUNDS", "GROUPS", "MotionManifest", "measure_motion", "motion_group"]
 
@@ -100,13 +101,10 @@ class MotionManifest:
         Returns:
             The path written.
         """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         record = {"measure": _MEASURE, "bounds": list(BOUNDS)} | asdict(self) | {"flows": dict(self.flows)}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
-        temporary.replace(path)
-        return path
+        with whole_file(path) as part:
+            part.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        return Path(path)
 
     @classmethod
     def load(

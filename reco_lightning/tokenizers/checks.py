@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Mapping
+
 from torch import Tensor
 
-__all__ = ["block_grid", "check_ids", "check_video"]
+__all__ = ["block_grid", "check_ids", "check_loaded", "check_video"]
 
 
 def block_grid(
@@ -87,3 +90,21 @@ def check_ids(ids: Tensor, codebook_size: int) -> None:
         raise ValueError(
             f"ids must be 0 to {codebook_size - 1}, got {low} to {high}; were they made by another tokenizer?"
         )
+
+
+def check_loaded(found: Mapping[str, Iterable[object]], folder: str | os.PathLike[str]) -> None:
+    """Refuses a network whose weights were not all read, each into its place.
+
+    Args:
+        found: What ``from_pretrained`` of transformers and diffusers returns for ``output_loading_info=True``.
+        folder: What was read.
+
+    Raises:
+        ValueError: Weights are missing, left over or of other shapes.
+
+    Example:
+        >>> check_loaded({"missing_keys": set(), "error_msgs": []}, "emu3")
+    """
+    wrong = {name: sorted(map(str, keys)) for name, keys in found.items() if keys and name.endswith("_keys")}
+    if wrong:
+        raise ValueError(f"folder {os.fspath(folder)!r} holds other weights than its config.json says: {wrong}")

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from typing_extensions import Self, override
+from torch import Tensor
+from typing_extensions import Self
 
-from reco_lightning.tokenizers.checks import block_grid, check_ids, check_video
+from reco_lightning.tokenizers.checks import block_grid, check_ids, check_loaded, check_video
+from reco_lightning.tokenizers.frozen import FrozenNetwork
 
 __all__ = ["Emu3Tokenizer"]
 
@@ -24,7 +25,7 @@ __all__ = ["Emu3Tokenizer"]
 _UNCROPPED = (2**30, 2**30)
 
 
-class Emu3Tokenizer(nn.Module):
+class Emu3Tokenizer(FrozenNetwork):
     """Ids and clips by Emu3's VQ network; frozen, and in evaluation mode whatever its parent is set to.
 
     Args:
@@ -95,9 +96,7 @@ class Emu3Tokenizer(nn.Module):
         except (OSError, RuntimeError) as error:
             raise ValueError(f"folder {str(path)!r} holds an Emu3VQVAE that does not load: {error}") from error
         model, found = loaded
-        wrong = {name: sorted(map(str, keys)) for name, keys in found.items() if keys and name.endswith("_keys")}
-        if wrong:
-            raise ValueError(f"folder {str(path)!r} holds other weights than its config.json says: {wrong}")
+        check_loaded(found, path)
         file = path / "preprocessor_config.json"
         stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         return cls(model.float(), **{key: stored[key] for key in ("image_mean", "image_std") if stored.get(key)})
@@ -159,8 +158,3 @@ class Emu3Tokenizer(nn.Module):
         pixels = self.model.decode(ids.long()).transpose(1, 2)  # (B, 3, T, H, W)
         video = (pixels - self.shift) / self.scale
         return video.clamp(-1, 1) if clamp else video
-
-    @override
-    def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode."""
-        return super().train(False)

@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from typing_extensions import Self, override
+from typing_extensions import Self
 
 from reco_lightning.tokenizers.checks import check_video
+from reco_lightning.tokenizers.frozen import FrozenNetwork
 from reco_lightning.tokenizers.larp_config import LARPConfig, config_from_json
 from reco_lightning.tokenizers.larp_folder import load_weights, read_config, read_weights
 from reco_lightning.tokenizers.larp_layers import PatchEmbedding, Trunk, VectorQuantiser
@@ -23,7 +24,7 @@ from reco_lightning.tokenizers.larp_tables import DECODER_AXES, ENCODER_AXES, fr
 __all__ = ["LARPTokenizer"]
 
 
-class LARPTokenizer(nn.Module):
+class LARPTokenizer(FrozenNetwork):
     """Transformer tokenizer of clips: learned queries read the whole clip and become its ids; a `VideoTokenizer`.
 
     **Ids are holistic.** There is no map from ids to frames or places: each id depends on all frames, and each decoded
@@ -217,11 +218,6 @@ class LARPTokenizer(nn.Module):
                 )
         video = 2 * self._pixels(ids.long(), frames) - 1
         return video.clamp(-1, 1) if clamp else video
-
-    @override
-    def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode, also as part of a model that is trained."""
-        return super().train(False)
 
     def _features(self, video: Tensor) -> Tensor:
         """What is quantised, (B, N, C); the network was trained on pixels in [0, 1]."""

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from reco_lightning.tokenizers.exact_weights import load_exactly
+
 __all__ = ["load_weights", "read_config", "read_weights"]
 
 
@@ -86,24 +88,12 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str |
             ...
         ValueError: line must hold exactly the weights that its config.json asks for. Missing: bias. Unknown: scale. ...
     """
-    expected = module.state_dict()
-    shapes = [
-        f"{key} {tuple(weights[key].shape)} instead of {tuple(value.shape)}"
-        for key, value in expected.items()
-        if key in weights and weights[key].shape != value.shape
-    ]
-    problems = {
-        "Missing": sorted(expected.keys() - weights.keys()),
-        "Unknown": sorted(weights.keys() - expected.keys()),
-        "Of another shape": shapes,
-    }
-    if any(problems.values()):
-        listed = " ".join(f"{title}: {', '.join(keys)}." for title, keys in problems.items() if keys)
-        raise ValueError(
-            f"{os.fspath(source)} must hold exactly the weights that its config.json asks for. {listed} Download both "
-            "files of the same model"
-        )
-    module.load_state_dict(dict(weights))
+    load_exactly(
+        module,
+        weights,
+        claim=f"{os.fspath(source)} must hold exactly the weights that its config.json asks for",
+        remedy="Download both files of the same model",
+    )
 
 
 def _file(folder: str | os.PathLike[str], name: str) -> Path:

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from einops.layers.torch import Rearrange
 from torch import Tensor, nn
-from typing_extensions import Self, override
+from typing_extensions import Self
 
 from reco_lightning.tokenizers.base import latent_grid
 from reco_lightning.tokenizers.checks import check_ids, check_video
+from reco_lightning.tokenizers.frozen import FrozenNetwork
 from reco_lightning.tokenizers.omnitokenizer_checkpoint import load_weights, read_checkpoint, used_weights
 from reco_lightning.tokenizers.omnitokenizer_config import OmniTokenizerConfig, config_from_weights
 from reco_lightning.tokenizers.omnitokenizer_layers import Stack
@@ -49,7 +50,7 @@ def nearest_code(features: Tensor, codes: Tensor) -> Tensor:
     return torch.cat(ids).view(features.shape[:-1])
 
 
-class OmniTokenizer(nn.Module):
+class OmniTokenizer(FrozenNetwork):
     """Transformer tokenizer of images and videos: the first frame, then several frames at a time; a `VideoTokenizer`.
 
     An image is a clip of one frame. Weights are frozen, and the module stays in evaluation mode.
@@ -209,11 +210,6 @@ class OmniTokenizer(nn.Module):
         self.grid(1 + (t - 1) * self.temporal_stride, h * self.spatial_stride, w * self.spatial_stride)
         video = 2 * self.decoder(self.post_vq_conv(self.codebook.embeddings[ids.long()]))
         return video.clamp(-1, 1) if clamp else video
-
-    @override
-    def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode, also as part of a model that is trained."""
-        return super().train(False)
 
 
 class _Codebook(nn.Module):

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reco_lightning.tokenizers.exact_weights import load_exactly
+
 __all__ = ["load_weights", "read_checkpoint", "used_weights"]
 
 _RELEASED = (
@@ -138,22 +140,12 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str) 
             ...
         ValueError: line.ckpt must hold exactly the weights of Linear. Missing: bias. Unknown: scale. ...
     """
-    expected = module.state_dict()
-    missing = sorted(expected.keys() - weights.keys())
-    unknown = sorted(weights.keys() - expected.keys())
-    shapes = [
-        f"{key} {tuple(weights[key].shape)} instead of {tuple(expected[key].shape)}"
-        for key in sorted(expected.keys() & weights.keys())
-        if weights[key].shape != expected[key].shape
-    ]
-    problems = (("Missing", missing), ("Unknown", unknown), ("Of another shape", shapes))
-    listed = [f"{title}: {', '.join(keys)}." for title, keys in problems if keys]
-    if listed:
-        raise ValueError(
-            f"{source} must hold exactly the weights of {type(module).__name__}. {' '.join(listed)} Download the file "
-            "again; a layout that no release has is not supported"
-        )
-    module.load_state_dict(weights)
+    load_exactly(
+        module,
+        weights,
+        claim=f"{source} must hold exactly the weights of {type(module).__name__}",
+        remedy="Download the file again; a layout that no release has is not supported",
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from typing_extensions import Self, override
+from torch import Tensor
+from typing_extensions import Self
 
 from reco_lightning.tokenizers.base import latent_grid
-from reco_lightning.tokenizers.checks import block_grid, check_ids, check_video
+from reco_lightning.tokenizers.checks import block_grid, check_ids, check_loaded, check_video
+from reco_lightning.tokenizers.frozen import FrozenNetwork
 
 __all__ = ["VidTokTokenizer"]
 
 
-class VidTokTokenizer(nn.Module):
+class VidTokTokenizer(FrozenNetwork):
     """Ids and clips by a VidTok network; frozen, and in evaluation mode whatever its parent is set to.
 
     A causal network encodes the first frame alone: 1 + k * temporal_stride frames become 1 + k latent frames, and the
@@ -96,9 +97,7 @@ class VidTokTokenizer(nn.Module):
             )
         except (OSError, RuntimeError, ValueError) as error:
             raise ValueError(f"folder {str(path)!r} holds an AutoencoderVidTok that does not load: {error}") from error
-        wrong = {name: sorted(map(str, keys)) for name, keys in found.items() if keys and name.endswith("_keys")}
-        if wrong:
-            raise ValueError(f"folder {str(path)!r} holds other weights than its config.json says: {wrong}")
+        check_loaded(found, path)
         return cls(model.float())
 
     def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
@@ -169,11 +168,6 @@ class VidTokTokenizer(nn.Module):
         video: Tensor = self.model.decode(codes)
         self._forget()
         return video.clamp(-1, 1) if clamp else video
-
-    @override
-    def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode."""
-        return super().train(False)
 
     def _forget(self) -> None:
         """Lets go of what causal layers keep of their last input, for chunks that are not used here."""

@@ -7,7 +7,6 @@ import argparse
 import json
 import os
 
-import lightning.pytorch as L
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -17,13 +16,7 @@ from reco_lightning.tokenizers import Emu3Tokenizer, VidTokTokenizer, load_token
 from reco_lightning.tokenizers.loading import tokenizer_kind
 from reco_lightning.tokenizers.vqvae import VQVAE
 from tests.helpers import tiny_tokenizers as tiny
-
-
-def save(module, path):
-    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    trainer.strategy.connect(module)
-    trainer.save_checkpoint(path)
-    return path
+from tests.helpers.checkpoints import save
 
 
 def folder_with(path, config):

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import lightning.pytorch as L
 import numpy as np
 import pytest
 from jsonargparse import Namespace
@@ -16,14 +15,7 @@ from reco_lightning.data.video import probe
 from reco_lightning.media import write_video
 from reco_lightning.shard_sizes import adopt_sizes, sizes_of
 from tests.helpers import tiny_tokenizers as tiny
-
-
-def save(module, path):
-    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    trainer.strategy.connect(module)
-    trainer.save_checkpoint(path)
-    return path
-
+from tests.helpers.checkpoints import save
 
 #: How each is written to a path, and the frames of a clip for it.
 TOKENIZERS = {
