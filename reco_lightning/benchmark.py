@@ -170,6 +170,10 @@ def measure(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     if precision != torch.float32:
         autocast = lambda: torch.autocast(device.type, precision)  # noqa: E731 - the other branch is a class
+
+    def step() -> torch.Tensor:
+        return module.training_step(tokens, 0)
+
     costs, callbacks = {}, {}
     for name in methods:
         progress(f"{size}, {name}: counting operations")
@@ -183,9 +187,12 @@ def measure(
     runs: dict[tuple[str, Window], _Run] = {}
     try:
         for name in methods:
+            with autocast():
+                selection = callbacks[name].select(module, step)
+            injection = Injection(selection.engine, selection.trace, callbacks[name].continuity)
             for window in callbacks[name].sampler.windows:
                 progress(f"{size}, {name}: tokens {window.start}-{window.stop}, first steps")
-                run = _Run(module, tokens, callbacks[name], window, optimizer, autocast)
+                run = _Run(step, injection, window, optimizer, autocast)
                 for _ in range(burn_in):
                     run.step()
                 runs[name, window] = run
@@ -212,36 +219,33 @@ class _Run:
 
     def __init__(
         self,
-        module: _Step,
-        tokens: torch.Tensor,
-        callback: ReCoCallback,
+        training_step: Callable[[], torch.Tensor],
+        injection: Injection,
         window: Window,
         optimizer: torch.optim.Optimizer,
         autocast: Callable[[], AbstractContextManager[Any]],
     ) -> None:
-        self.optimizer = optimizer
+        self.training_step = training_step
+        self.injection = injection
         self.window = window
+        self.optimizer = optimizer
         self.autocast = autocast
-        self._loss = lambda: module.training_step(tokens, 0)
-        with autocast():
-            selection = callback.select(module, self._loss)
-        self.engine = selection.engine
-        self.injection = Injection(selection.engine, selection.trace, callback.continuity)
         self.times: list[float] = []
         self.peaks: list[int] = []
 
     def step(self) -> None:
         """One training step; the network is left unpatched, since the next one may be another method's."""
-        self.engine.install()
+        engine = self.injection.engine
+        engine.install()
         try:
             with self.autocast():
-                loss, _ = self.injection.run([self.window], self._loss)
+                loss, _ = self.injection.run([self.window], self.training_step)
             loss.backward()
-            self.engine.disarm()
+            engine.disarm()
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=False)
         finally:
-            self.engine.remove()
+            engine.remove()
 
     def measure(self, device: torch.device) -> None:
         """One step, its time and its highest use of memory."""
