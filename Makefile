@@ -11,7 +11,7 @@ WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
-DEV_EXTRAS := demo,hf,metrics,tokenizers,docs,dev
+DEV_EXTRAS := demo,study,hf,metrics,tokenizers,docs,dev
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint docs clean

@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 import lightning.pytorch as L
 import torch
 
-__all__ = ["checkpoint_model", "load_module"]
+__all__ = ["VIDEO_MODEL", "checkpoint_model", "load_module"]
 
-_VIDEO_MODEL = "reco_lightning.models.video_model.VideoModel"
+VIDEO_MODEL = "reco_lightning.models.video_model.VideoModel"
+_TEXT_VIDEO_MODEL = "reco_lightning.models.text_video_model.TextVideoModel"
 
 Kind = TypeVar("Kind", bound=L.LightningModule)
 
@@ -26,12 +27,15 @@ def checkpoint_model(path: str | os.PathLike[str]) -> dict[str, Any] | None:
 
     Returns:
         `{"class_path": ..., "init_args": {...}}`, or None where the checkpoint does not name its class (it was not
-        written by a command line) and is no `VideoModel`'s either, which the sizes of its `network` show.
+        written by a command line) and is neither a `VideoModel`'s nor a `TextVideoModel`'s, as its `network` shows.
     """
     # mmap: the weights stay on disk, only the hyperparameters are read
     stored = torch.load(path, weights_only=True, map_location="cpu", mmap=True).get("hyper_parameters", {})
     if "_class_path" not in stored:
-        return {"class_path": _VIDEO_MODEL, "init_args": stored} if isinstance(stored.get("network"), dict) else None
+        network = stored.get("network")
+        if not isinstance(network, dict):
+            return None
+        return {"class_path": _TEXT_VIDEO_MODEL if "architecture" in network else VIDEO_MODEL, "init_args": stored}
     return {
         "class_path": stored["_class_path"],
         "init_args": {key: value for key, value in stored.items() if key not in ("_class_path", "_instantiator")},

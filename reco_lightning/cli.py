@@ -14,16 +14,18 @@ import inspect
 import itertools
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from reco_lightning import __version__
+from reco_lightning.recipe_files import PREFIX, load_recipe, options_for, own_recipe
 
-__all__ = ["COMMANDS", "Command", "main", "recipe_path", "recipes"]
-
-_RECIPE_PREFIX = "recipe:"
+__all__ = ["COMMANDS", "Command", "main", "resolve_recipes"]
 
 
 @dataclass(frozen=True)
@@ -85,45 +87,56 @@ COMMANDS: tuple[Command, ...] = (
         "reco_lightning.lightning_cli:run_explain",
         takes_args=True,
     ),
+    Command(
+        "recipes",
+        "List the packaged recipes, show one, or copy it to a file of your own.",
+        "reco_lightning.recipe_command:run_recipes",
+        takes_args=True,
+    ),
 )
 
 
-def recipes() -> dict[str, Path]:
-    """The recipes inside the package, by name.
-
-    Example:
-        >>> sorted(recipes())
-        ['baseline', 'reco', 'vqvae']
-    """
-    folder = Path(__file__).parent / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
-def recipe_path(value: str) -> str:
-    """Replaces `recipe:NAME` by the path of that recipe inside the package; other values pass unchanged.
+def resolve_recipes(command: str, args: list[str], folder: str) -> list[str]:
+    """Replaces every recipe after `--config` by a file with what it holds for the command; other values pass unchanged.
 
     Args:
-        value: What follows `--config`.
+        command: A word after `reco`.
+        args: What follows it.
+        folder: An existing folder for the files.
+
+    Returns:
+        The arguments that the command itself understands.
 
     Raises:
-        ValueError: If the package has no recipe of that name.
+        ValueError: If there is no such recipe, or it holds nothing for the command.
 
     Example:
-        >>> recipe_path("my/own.yaml")
-        'my/own.yaml'
-        >>> Path(recipe_path("recipe:reco")).name
-        'reco.yaml'
+        >>> resolve_recipes("fit", ["--config", "my/own.yaml"], "unused")
+        ['--config', 'my/own.yaml']
     """
-    if not value.startswith(_RECIPE_PREFIX):
+    resolved: list[str] = []
+    for position, arg in enumerate(args):
+        flag, equals, value = arg.partition("=")
+        if equals and flag == "--config":
+            resolved.append(f"{flag}={_config_file(command, value, Path(folder, str(position)))}")
+        elif position and args[position - 1] in ("--config", "-c"):
+            resolved.append(_config_file(command, arg, Path(folder, str(position))))
+        else:
+            resolved.append(arg)
+    return resolved
+
+
+def _config_file(command: str, value: str, folder: Path) -> str:
+    if value.startswith(PREFIX):
+        recipe = load_recipe(value.removeprefix(PREFIX).removesuffix(".yaml"))
+    elif own_recipe(value):
+        recipe = load_recipe(value)
+    else:
         return value
-    name = value.removeprefix(_RECIPE_PREFIX).removesuffix(".yaml")
-    known = recipes()
-    if name not in known:
-        raise ValueError(
-            f"--config: recipe must be one of {', '.join(known)}, got {name!r}.{_did_you_mean(name, known)} "
-            "A file of your own is given by its path, without the prefix `recipe:`."
-        )
-    return str(known[name])
+    path = folder / f"{recipe.name.replace('/', '-')}.yaml"
+    folder.mkdir()
+    path.write_text(yaml.safe_dump(options_for(recipe, command), sort_keys=False), encoding="utf-8")
+    return str(path)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -153,12 +166,13 @@ def main(args: list[str] | None = None) -> None:
         parser.error(f"unknown command {args[0]!r}.{_did_you_mean(args[0], commands)} One of: {', '.join(commands)}.")
     command = commands[args[0]]
     try:
-        rest = _resolve_recipes(args[1:])
-        target = _load(command.target)
-        if command.takes_args:
-            target(rest)
-        else:
-            _run_function(command, target, rest)
+        with tempfile.TemporaryDirectory(prefix="reco-") as folder:
+            rest = resolve_recipes(command.name, args[1:], folder)
+            target = _load(command.target)
+            if command.takes_args:
+                target(rest)
+            else:
+                _run_function(command, target, rest)
     except Exception as error:
         if os.environ.get("RECO_TRACEBACK") or not _is_about_arguments(error):
             raise
@@ -170,8 +184,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="reco",
         description="Windowed training with representation continuity for autoregressive video models.",
-        epilog="`reco COMMAND --help` lists the options of a command. Packaged recipes: "
-        + ", ".join(f"--config {_RECIPE_PREFIX}{name}" for name in recipes()),
+        epilog=f"`reco COMMAND --help` lists the options of a command. `--config {PREFIX}NAME` is a packaged recipe; "
+        "`reco recipes ls` lists them.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"reco_lightning {__version__}")
@@ -179,19 +193,6 @@ def _parser() -> argparse.ArgumentParser:
     for command in COMMANDS:
         commands.add_parser(command.name, help=command.summary, add_help=False)
     return parser
-
-
-def _resolve_recipes(args: list[str]) -> list[str]:
-    resolved = []
-    for position, arg in enumerate(args):
-        flag, equals, value = arg.partition("=")
-        if equals and flag == "--config":
-            resolved.append(f"{flag}={recipe_path(value)}")
-        elif position and args[position - 1] in ("--config", "-c"):
-            resolved.append(recipe_path(arg))
-        else:
-            resolved.append(arg)
-    return resolved
 
 
 def _run_function(command: Command, function: Callable[..., Any], args: list[str]) -> None:

@@ -20,15 +20,18 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
-import reco_lightning.data.token_module  # imported so that `class_path: TokenDataModule` and the like resolve
+import reco_lightning.data.caption_module  # imported so that `class_path: CaptionDataModule` and the like resolve
+import reco_lightning.data.caption_requests
+import reco_lightning.data.token_module
 import reco_lightning.data.video_module
+import reco_lightning.models.text_video_model
 import reco_lightning.models.video_model
 import reco_lightning.position_profile
 import reco_lightning.prediction
 import reco_lightning.samples
 import reco_lightning.tokenizers.vqvae  # noqa: F401
 from reco_lightning.callback import ReCoCallback
-from reco_lightning.checkpoints import checkpoint_model
+from reco_lightning.checkpoints import VIDEO_MODEL, checkpoint_model
 from reco_lightning.evaluation import EvaluateVideos
 from reco_lightning.explanation import explain
 from reco_lightning.media import run_folder
@@ -47,8 +50,6 @@ __all__ = [
     "run_test",
     "run_validate",
 ]
-
-_DEFAULT_MODEL = "reco_lightning.models.video_model.VideoModel"
 
 
 def run_fit(args: list[str]) -> None:
@@ -133,7 +134,7 @@ class RecoCLI(LightningCLI):
             stored = None
         if stored or not model_class:
             # jsonargparse lets later options win: what stands first is below everything that the user states
-            lowest = json.dumps(stored or {"class_path": _DEFAULT_MODEL})
+            lowest = json.dumps(stored or {"class_path": VIDEO_MODEL})
             args = [*args[: self._leading], f"--model={lowest}", *args[self._leading :]]
         self.config = parser.parse_args(args)
         if self._arguments().get("sizes_from_shards"):

@@ -16,7 +16,8 @@ import wandb
 import yaml
 
 from reco_lightning import __version__
-from reco_lightning.cli import COMMANDS, Command, main, recipe_path, recipes
+from reco_lightning.checkpoints import checkpoint_model
+from reco_lightning.cli import COMMANDS, Command, main, resolve_recipes
 from tests.helpers.cli_modules import TinyModel
 
 # A resumed run of these tests has a folder of its own.
@@ -83,6 +84,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         "demo",
         "benchmark",
         "explain",
+        "recipes",
     ]
 
 
@@ -120,8 +122,12 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         (["fit", f"--model={TINY}TinyModel", "--model.lerning_rate=1"], "lerning_rate"),
         (["fit", "--model=NoSuchModel"], "NoSuchModel"),
         (["fit", "--config", "missing.yaml"], "missing.yaml"),
-        (["fit", "--config", "recipe:recoo"], "got 'recoo'. Did you mean 'reco'?"),
-        (["fit", "--config=recipe:nothing"], "recipe must be one of baseline, reco, vqvae, got 'nothing'"),
+        (["fit", "--config", "recipe:recoo"], "got 'recoo'. Did you mean 'reco'"),
+        (["fit", "--config=recipe:nothing"], "recipe must be one that `reco recipes ls` lists, got 'nothing'. A file"),
+        (["explain", "-c", "recipe:table4/ffs-110-reco"], "Did you mean 'table4/ffs-110m-reco' or"),
+        (["tokenize", "--config=recipe:vqvae"], "recipe vqvae has nothing for reco tokenize, only seed_everything"),
+        (["recipes"], "ACTION"),
+        (["recipes", "show", "recoo"], "got 'recoo'. Did you mean 'reco'"),
         (["fit", "--ckpt_path"], "ckpt_path"),
         (["generate", "--checkpont=x"], "checkpont"),
         (["demo", "--steps=many"], "steps"),
@@ -185,14 +191,46 @@ def test_an_error_from_outside_keeps_its_traceback() -> None:
 # -- recipes
 
 
-def test_recipe_names_resolve_inside_the_package() -> None:
-    assert set(recipes()) == {"vqvae", "baseline", "reco"}
-    assert recipe_path("recipe:reco") == recipe_path("recipe:reco.yaml") == str(recipes()["reco"])
+def test_recipes_resolve_to_files_and_other_arguments_pass(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("model: {init_args: {learning_rate: 0.5}}\n")
+    args = ["--config", "recipe:reco", f"--config={own}", "-c", "recipe:method/baseline.yaml", "--data.folder=x"]
+    resolved = resolve_recipes("fit", args, str(tmp_path))
+    assert [*resolved[2:4], resolved[-1]] == [f"--config={own}", "-c", "--data.folder=x"]
+    assert [Path(resolved[place]).name for place in (1, 4)] == ["reco.yaml", "method-baseline.yaml"]
+    assert yaml.safe_load(Path(resolved[1]).read_text())["model"]["class_path"] == "VideoModel"
 
 
-def test_unknown_recipe() -> None:
-    with pytest.raises(ValueError, match="recipe must be one of baseline, reco, vqvae, got 'x'"):
-        recipe_path("recipe:x")
+def test_a_recipe_gives_each_command_its_part(tmp_path: Path) -> None:
+    for command, keys in (("fit", {"model", "data"}), ("tokenize", {"tokenizer", "frames"}), ("generate", {"output"})):
+        (tmp_path / command).mkdir()
+        (_, path) = resolve_recipes(command, ["--config", "recipe:reco"], str(tmp_path / command))
+        assert keys <= yaml.safe_load(Path(path).read_text()).keys()
+
+
+@pytest.mark.usefixtures("record")
+def test_a_file_with_compose_is_merged_and_removed_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "base.yaml").write_text("path: x\nn: 5\n")
+    (tmp_path / "own.yaml").write_text("compose: [base.yaml]\nn: 7\n")
+    main(["record", "--config", str(tmp_path / "own.yaml")])
+    assert capsys.readouterr().out.strip() == "x False 7"
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_a_recipe_wins_over_the_checkpoint_and_flags_over_both(
+    checkpoint: Path, tmp_path: Path, ran: list[float]
+) -> None:
+    model = {"class_path": f"{TINY}TinyModel", "init_args": {"learning_rate": 0.25, "momentum": 0.5}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"compose": ["method/baseline"], "model": model}))
+    args = [f"--config={tmp_path / 'own.yaml'}", "--model.momentum=0.75", f"--ckpt_path={checkpoint}"]
+    main(tiny(tmp_path / "b", *args, model=False, steps=3))
+    assert ran == [0.25]
+    stored = hparams(next((tmp_path / "b").rglob("*.ckpt")))
+    assert (stored["momentum"], stored["network"]["init_args"]["width"]) == (0.75, 3)
 
 
 # -- fit, validate, test, predict
@@ -236,6 +274,16 @@ def test_a_checkpoint_path_inside_a_config_file(checkpoint: Path, tmp_path: Path
     config.write_text(yaml.safe_dump({"ckpt_path": str(checkpoint)}))
     main(tiny(tmp_path / "b", f"--config={config}", "--model.momentum=0.5", steps=3))
     assert ran == [0.01]
+
+
+@pytest.mark.parametrize(
+    ("network", "name"),
+    [({"vocab_size": 4, "architecture": {}}, "TextVideoModel"), ({"vocab_size": 4, "dim": 8}, "VideoModel"), (4, None)],
+)
+def test_which_model_a_checkpoint_without_a_class_holds(network: object, name: str | None, tmp_path: Path) -> None:
+    torch.save({"hyper_parameters": {"network": network}}, tmp_path / "a.ckpt")
+    found = checkpoint_model(tmp_path / "a.ckpt")
+    assert (found and found["class_path"].rpartition(".")[2]) == name
 
 
 def test_differences_are_printed(checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

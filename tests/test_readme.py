@@ -13,7 +13,8 @@ from unittest import mock
 import pytest
 import torch
 
-from reco_lightning.cli import COMMANDS, recipe_path
+from reco_lightning.cli import COMMANDS
+from reco_lightning.recipe_files import load_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -79,8 +80,8 @@ def test_commands_in_the_pages_exist(page: Path) -> None:
     text = page.read_text()
     for word in re.findall(r"^\$ reco ([a-z][a-z0-9-]*)", text, re.MULTILINE):
         assert word in known
-    for name in re.findall(r"recipe:([a-z0-9_]+)", text):
-        recipe_path(f"recipe:{name}")
+    for name in re.findall(r"recipe:([a-z0-9_./-]*[a-z0-9])", text):
+        load_recipe(name)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

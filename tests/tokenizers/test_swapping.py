@@ -129,4 +129,4 @@ def test_a_recipe_changes_its_tokenizer_with_one_line(recipe, adopt, tmp_path, c
     else:
         with pytest.raises(SystemExit):
             main(run)
-        assert "the shards have vocab_size 300, the model 1024" in capsys.readouterr().err
+        assert "the shards have vocab_size 300, the model 8192" in capsys.readouterr().err

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parses command lines of `reco` in a process of its own; run as a module with one JSON list of them on stdin."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+
+import yaml
+
+from reco_lightning.cli import main
+
+
+def parsed(args: list[str]) -> dict[str, object]:
+    """What the command would run with, or what it says is wrong."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.suppress(SystemExit):
+        main([*args, "--print_config"])
+    config = yaml.safe_load(out.getvalue())
+    return {"config": config} if isinstance(config, dict) and not err.getvalue() else {"error": err.getvalue()}
+
+
+if __name__ == "__main__":
+    json.dump([parsed(args) for args in json.load(sys.stdin)], sys.stdout)
