@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     from reco_lightning.evaluation import EvaluateVideos
     from reco_lightning.explanation import Explanation, explain
     from reco_lightning.generation import generate
+    from reco_lightning.methods import Method, load_method
     from reco_lightning.mixin import ReCoMixin, WindowStep
+    from reco_lightning.models.text_generation import generate_from_text
+    from reco_lightning.models.text_video_model import TextVideoModel
+    from reco_lightning.models.text_video_network import TextVideoNetwork
     from reco_lightning.models.transformer import VideoTransformer
     from reco_lightning.models.video_model import VideoModel
     from reco_lightning.position_profile import PositionLossProfile
@@ -23,10 +27,13 @@ if TYPE_CHECKING:
 __all__ = [
     "EvaluateVideos",
     "Explanation",
+    "Method",
     "PositionLossProfile",
     "ReCoCallback",
     "ReCoMixin",
     "SampleVideos",
+    "TextVideoModel",
+    "TextVideoNetwork",
     "VideoModel",
     "VideoTransformer",
     "Window",
@@ -35,6 +42,8 @@ __all__ = [
     "continuity_loss",
     "explain",
     "generate",
+    "generate_from_text",
+    "load_method",
 ]
 
 __version__ = "0.1.0.dev0"
@@ -43,10 +52,13 @@ __version__ = "0.1.0.dev0"
 _HOMES = {
     "EvaluateVideos": "evaluation",
     "Explanation": "explanation",
+    "Method": "methods",
     "PositionLossProfile": "position_profile",
     "ReCoCallback": "callback",
     "ReCoMixin": "mixin",
     "SampleVideos": "samples",
+    "TextVideoModel": "models.text_video_model",
+    "TextVideoNetwork": "models.text_video_network",
     "VideoModel": "models.video_model",
     "VideoTransformer": "models.transformer",
     "Window": "windows",
@@ -55,6 +67,8 @@ _HOMES = {
     "continuity_loss": "continuity",
     "explain": "explanation",
     "generate": "generation",
+    "generate_from_text": "models.text_generation",
+    "load_method": "methods",
 }
 
 __getattr__, __dir__ = lazy_exports(__name__, _HOMES)

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import itertools
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -33,13 +35,13 @@ METHODS = ("plain", "fewer-frames", "local-opt", "reco")
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a method's training step costs, averaged over its windows by their probabilities.
+    """What a method's training step costs, averaged over its kinds of steps by their shares.
 
     Args:
         method: ``plain`` or a packaged method.
         size: Name of the network's size.
-        seconds: Step time: of each window the median.
-        spread: Half the distance between the quartiles of a window's step times, relative to their median.
+        seconds: Step time: of each kind of step the median.
+        spread: Half the distance between the quartiles of a kind's step times, relative to their median.
         tokens_per_second: Tokens of the batch's videos per second.
         peak_bytes: Memory beyond weights, gradients and optimizer at its highest; ``None`` where it cannot be told.
         operations: Floating-point operations, counted, without recomputation.
@@ -135,15 +137,16 @@ def measure(
 ) -> list[Measurement]:
     """Measures training steps (forward, backward, AdamW) of several methods on one network.
 
-    Every window of a method is run by itself, all in turns, so that a machine that is busy for a while is so for all.
+    Every kind of step (window) of a method is run by itself, all in turns, so that a machine that is busy for a while is
+    so for all.
 
     Args:
         network: The network; its weights are trained on random tokens.
         size: Its name in the result.
         methods: Names of packaged methods; ``plain`` has to be one of them, being what the others are compared with.
         batch_size: B, samples of a step.
-        steps: Measured steps of each window, 1 or more.
-        burn_in: Steps of each window before them.
+        steps: Measured steps of each kind, 1 or more.
+        burn_in: Steps of each kind before them.
         precision: float32, or bfloat16 by autocast.
         compiled: Whether the network runs under ``torch.compile``.
         rate: Operations per second of matrix products, see ``matrix_rate``.
@@ -183,26 +186,26 @@ def measure(
     if compiled:
         network.compile()
     limit = RecompileLimit()
-    limit.raise_by(sum(len(callback.sampler.windows) for callback in callbacks.values()))
-    runs: dict[tuple[str, Window], _Run] = {}
+    kinds = {name: _kinds(callback) for name, callback in callbacks.items()}
+    limit.raise_by(sum(map(len, kinds.values())))
+    runs: dict[str, list[_Run]] = {}
     try:
         for name in methods:
             with autocast():
                 selection = callbacks[name].select(module, step)
             injection = Injection(selection.engine, selection.trace, callbacks[name].continuity)
-            for window in callbacks[name].sampler.windows:
-                progress(f"{size}, {name}: tokens {window.start}-{window.stop}, first steps")
-                run = _Run(step, injection, window, optimizer, autocast)
+            runs[name] = [_Run(step, injection, kind, optimizer, autocast) for kind in kinds[name]]
+            for run in runs[name]:
+                progress(f"{size}, {name}: {run.kind}, first steps")
                 for _ in range(burn_in):
                     run.step()
-                runs[name, window] = run
         for number in range(steps):
-            progress(f"{size}: step {number + 1} of {steps} of each window")
-            for run in runs.values():
+            progress(f"{size}: step {number + 1} of {steps} of each kind")
+            for run in itertools.chain(*runs.values()):
                 run.measure(device)
     finally:
         limit.restore()
-    return _summarise(size, methods, callbacks, costs, runs, rate=rate, tokens=tokens.numel())
+    return _summarise(size, costs, runs, rate=rate, tokens=tokens.numel())
 
 
 def _callback(name: str, network: VideoTransformer) -> ReCoCallback:
@@ -214,20 +217,46 @@ def _callback(name: str, network: VideoTransformer) -> ReCoCallback:
     return callback
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """One kind of step of a method, and its share of the method's steps."""
+
+    windows: tuple[Window, ...]
+    attached: int
+    share: float
+
+    def __str__(self) -> str:
+        return "tokens " + ", ".join(f"{window.start}-{window.stop}" for window in self.windows)
+
+
+def _kinds(callback: ReCoCallback) -> list[_Kind]:
+    """All kinds of steps; those with a window for each group of the batch by how often they are drawn."""
+    if callback.windows_per_batch == 1:
+        return [_Kind((kind.window,), kind.attached, kind.probability) for kind in callback.step_kinds]
+    draws = 2000
+    drawn = Counter(
+        # the order of the groups costs nothing
+        tuple(sorted(callback.sampler.sample_groups(step, callback.windows_per_batch)))
+        for step in range(draws)
+    )
+    attached = callback.attached_blocks * callback.sampler.tokens_per_block
+    return [_Kind(windows, attached, count / draws) for windows, count in drawn.items()]
+
+
 class _Run:
-    """Steps of one method on one window, and what was measured of them."""
+    """Steps of one kind, and what was measured of them."""
 
     def __init__(
         self,
         training_step: Callable[[], torch.Tensor],
         injection: Injection,
-        window: Window,
+        kind: _Kind,
         optimizer: torch.optim.Optimizer,
         autocast: Callable[[], AbstractContextManager[Any]],
     ) -> None:
         self.training_step = training_step
         self.injection = injection
-        self.window = window
+        self.kind = kind
         self.optimizer = optimizer
         self.autocast = autocast
         self.times: list[float] = []
@@ -239,7 +268,7 @@ class _Run:
         engine.install()
         try:
             with self.autocast():
-                loss, _ = self.injection.run([self.window], self.training_step)
+                loss, _ = self.injection.run(self.kind.windows, self.training_step, attached=self.kind.attached)
             loss.backward()
             engine.disarm()
             self.optimizer.step()
@@ -264,31 +293,20 @@ class _Run:
 
 
 def _summarise(
-    size: str,
-    methods: Sequence[str],
-    callbacks: dict[str, ReCoCallback],
-    costs: dict[str, Any],
-    runs: dict[tuple[str, Window], _Run],
-    *,
-    rate: float,
-    tokens: int,
+    size: str, costs: dict[str, Any], runs: dict[str, list[_Run]], *, rate: float, tokens: int
 ) -> list[Measurement]:
     found: list[Measurement] = []
     seconds: dict[str, float] = {}
-    for name in methods:
-        sampler = callbacks[name].sampler
-        own = [
-            (share, runs[name, window]) for window, share in zip(sampler.windows, sampler.probabilities, strict=True)
-        ]
-        seconds[name] = sum(share * statistics.median(run.times) for share, run in own)
-        peaks = [max(run.peaks) for _, run in own if run.peaks]
+    for name, own in runs.items():
+        seconds[name] = sum(run.kind.share * statistics.median(run.times) for run in own)
+        peaks = [max(run.peaks) for run in own if run.peaks]
         cost = costs[name]
         found.append(
             Measurement(
                 method=name,
                 size=size,
                 seconds=seconds[name],
-                spread=max(run.spread for _, run in own),
+                spread=max(run.spread for run in own),
                 tokens_per_second=tokens / seconds[name],
                 peak_bytes=max(peaks) if len(peaks) == len(own) else None,
                 operations=cost.operations,

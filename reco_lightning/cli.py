@@ -82,6 +82,11 @@ COMMANDS: tuple[Command, ...] = (
         "reco_lightning.benchmark_report:benchmark",
     ),
     Command(
+        "study",
+        "Train several methods with several seeds at equal steps and cost, and tabulate them.",
+        "reco_lightning.study.command:study",
+    ),
+    Command(
         "explain",
         "Say which engine, blocks and head a config would use, and what a step costs.",
         "reco_lightning.lightning_cli:run_explain",

@@ -224,6 +224,7 @@ def run_explain(args: list[str]) -> None:
             "trainer.callbacks must hold a ReCoCallback for reco explain, got none; use --config recipe:reco, or "
             "add --trainer.callbacks+=ReCoCallback"
         )
+    cli.model.configure_model()  # where the network is made here, as Lightning does before a fit
     print(explain(cli.model, first_batch(cli.model, cli.datamodule), callbacks[0]))
 
 

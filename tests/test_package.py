@@ -37,6 +37,7 @@ EXTRAS = (
     "safetensors",
     "tensorboard",
     "litdata",
+    "sklearn",
 )
 
 
