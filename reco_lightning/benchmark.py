@@ -137,8 +137,8 @@ def measure(
 ) -> list[Measurement]:
     """Measures training steps (forward, backward, AdamW) of several methods on one network.
 
-    Every kind of step (window) of a method is run by itself, all in turns, so that a machine that is busy for a while is
-    so for all.
+    Every kind of step (window) of a method is run by itself, all in turns, so that a machine that is busy for a while
+    is so for all.
 
     Args:
         network: The network; its weights are trained on random tokens.

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
+from reco_lightning.checks import check_finite, check_switch, check_whole
 from reco_lightning.continuity import Continuity, ContinuityNorm, ContinuitySchedule
 from reco_lightning.engines.base import Context
 from reco_lightning.engines.compiled import RecompileLimit, is_compiled
@@ -122,6 +123,12 @@ class ReCoCallback(pl.Callback):
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
         if isinstance(windows_per_batch, bool) or not isinstance(windows_per_batch, int) or windows_per_batch < 1:
             raise ValueError(f"windows_per_batch must be a whole number of 1 or more, got {windows_per_batch!r}")
+        check_finite(attached_share=attached_share, loss_aware=loss_aware)
+        check_switch(verify=verify)
+        check_whole(prefix_tokens=prefix_tokens, or_none=True)
+        for name, part in (("network", network), ("blocks", blocks), ("head", head)):
+            if part is not None and not isinstance(part, str):
+                raise ValueError(f"{name} must be the name of a part of the module, or None to find it, got {part!r}")
         if prefix_tokens is not None and prefix_tokens < 0:
             raise ValueError(f"prefix_tokens must be 0 or more, or None to find it, got {prefix_tokens}")
         if isinstance(attached_blocks, bool) or not isinstance(attached_blocks, int) or attached_blocks < 0:
@@ -131,7 +138,7 @@ class ReCoCallback(pl.Callback):
                 f"attached_blocks={attached_blocks} needs context='frozen' or 'keys', got {context!r}, where all or "
                 "nothing of the context is trained through"
             )
-        if isinstance(attached_share, bool) or not 0 < attached_share <= 1:
+        if not 0 < attached_share <= 1:
             raise ValueError(
                 f"attached_share must lie in (0, 1], got {attached_share!r}; attached_blocks=0 attaches nothing"
             )

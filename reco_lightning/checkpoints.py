@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import pickle
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,9 +30,11 @@ def checkpoint_model(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     Returns:
         `{"class_path": ..., "init_args": {...}}`, or None where the checkpoint does not name its class (it was not
         written by a command line) and is neither a `VideoModel`'s nor a `TextVideoModel`'s, as its `network` shows.
+
+    Raises:
+        ValueError: If the file is no checkpoint, or reading it would run code.
     """
-    # mmap: the weights stay on disk, only the hyperparameters are read
-    stored = torch.load(path, weights_only=True, map_location="cpu", mmap=True).get("hyper_parameters", {})
+    stored = _read(path).get("hyper_parameters", {})
     if "_class_path" not in stored:
         network = stored.get("network")
         if not isinstance(network, dict):
@@ -40,6 +44,21 @@ def checkpoint_model(path: str | os.PathLike[str]) -> dict[str, Any] | None:
         "class_path": stored["_class_path"],
         "init_args": {key: value for key, value in stored.items() if key not in ("_class_path", "_instantiator")},
     }
+
+
+def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A checkpoint's content, without running code in it; the weights stay on disk."""
+    try:
+        stored = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        unsafe = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it holds a {unsafe[1]}, and reading that would run code" if unsafe else str(error).partition("\n")[0]
+        raise ValueError(
+            f"checkpoint must be a file that torch.load(weights_only=True) reads, got {os.fspath(path)!r}: {reason}"
+        ) from error
+    if not isinstance(stored, dict) or not isinstance(stored.get("hyper_parameters", {}), dict):
+        raise ValueError(f"checkpoint must be a file that a trainer wrote, got {os.fspath(path)!r}, which is another")
+    return stored
 
 
 def load_module(checkpoint: str, kind: type[Kind]) -> Kind:
@@ -61,7 +80,12 @@ def load_module(checkpoint: str, kind: type[Kind]) -> Kind:
     cls: Any = kind
     if stored:
         module, _, name = stored["class_path"].rpartition(".")
-        cls = getattr(importlib.import_module(module), name)
-        if not issubclass(cls, kind):
+        try:
+            cls = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"checkpoint must hold a module whose class can be imported, got {stored['class_path']!r}: {checkpoint}"
+            ) from error
+        if not isinstance(cls, type) or not issubclass(cls, kind):
             raise ValueError(f"checkpoint must hold a {kind.__name__}, got a {stored['class_path']}: {checkpoint}")
     return cls.load_from_checkpoint(checkpoint, map_location="cpu").eval()

@@ -137,11 +137,21 @@ def _config_file(command: str, value: str, folder: Path) -> str:
     elif own_recipe(value):
         recipe = load_recipe(value)
     else:
+        _check_text(value)
         return value
     path = folder / f"{recipe.name.replace('/', '-')}.yaml"
     folder.mkdir()
     path.write_text(yaml.safe_dump(options_for(recipe, command), sort_keys=False), encoding="utf-8")
     return str(path)
+
+
+def _check_text(path: str) -> None:
+    if not Path(path).is_file():
+        return  # jsonargparse says so
+    try:
+        Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--config must be a file of UTF-8 text, got {path!r}: {error}") from error
 
 
 def main(args: list[str] | None = None) -> None:
@@ -179,9 +189,10 @@ def main(args: list[str] | None = None) -> None:
             else:
                 _run_function(command, target, rest)
     except Exception as error:
-        if os.environ.get("RECO_TRACEBACK") or not _is_about_arguments(error):
+        refusal = None if os.environ.get("RECO_TRACEBACK") else _refusal(error)
+        if refusal is None:
             raise
-        sys.stderr.write(f"reco {command.name}: error: {error}\n")
+        sys.stderr.write(f"reco {command.name}: error: {refusal}\n")
         raise SystemExit(2) from None
 
 
@@ -224,7 +235,14 @@ def _expand(args: list[str], aliases: dict[str, str], switches: set[str]) -> lis
     return expanded
 
 
-def _is_about_arguments(error: Exception) -> bool:
+def _refusal(error: BaseException | None) -> BaseException | None:
+    """What our own code refused, where jsonargparse says only that a value does not fit; its words are the cause."""
+    while error is not None and not _is_about_arguments(error):
+        error = error.__cause__
+    return error
+
+
+def _is_about_arguments(error: BaseException) -> bool:
     """Whether our own code refused something; an error from deeper down needs its traceback."""
     refused = isinstance(error, (ValueError, FileNotFoundError)) or type(error).__name__ == "MisconfigurationException"
     missing_extra = isinstance(error, ModuleNotFoundError) and "pip install" in str(error)

@@ -12,9 +12,10 @@ from torch import nn
 from tqdm import tqdm
 
 from reco_lightning.checkpoints import load_module
+from reco_lightning.checks import check_path, check_switch, check_whole
 from reco_lightning.decoding import decode_videos, encode_first_frames
 from reco_lightning.generation import generate as sample
-from reco_lightning.media import video_grid, write_video
+from reco_lightning.media import check_fps, video_grid, write_video
 from reco_lightning.models.video_model import VideoModel
 from reco_lightning.tokenize import pick_device
 from reco_lightning.tokenizers.loading import load_tokenizer
@@ -75,6 +76,12 @@ def generate(
     Raises:
         ValueError: If an argument is out of its range, or the tokenizer does not fit the model.
     """
+    check_fps(fps)
+    check_path(checkpoint=checkpoint, output=output)
+    check_path(tokenizer=tokenizer, first_frames=first_frames, or_none=True)
+    check_whole(n=n, given_frames=given_frames, batch_size=batch_size)
+    check_whole(label=label, or_none=True)
+    check_switch(bf16=bf16)
     for name, value in (("n", n), ("given_frames", given_frames), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be 1 or more, got {value}")

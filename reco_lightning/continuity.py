@@ -13,6 +13,8 @@ from typing import Literal, get_args
 
 import torch
 
+from reco_lightning.checks import check_finite, check_switch, check_tensor
+
 __all__ = ["Continuity", "ContinuityNorm", "ContinuitySchedule", "continuity_loss", "gradient_norm"]
 
 ContinuityNorm = Literal["mean", "sum"]
@@ -46,7 +48,9 @@ class Continuity:
     balanced: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.weight, bool) or not 0 <= self.weight < float("inf"):
+        check_finite(continuity_weight=self.weight)
+        check_switch(continuity_balanced=self.balanced)
+        if self.weight < 0:
             raise ValueError(f"continuity_weight must be a finite number of 0 or more, got {self.weight!r}")
         for name, value, allowed in (
             ("continuity_norm", self.norm, get_args(ContinuityNorm)),
@@ -114,6 +118,7 @@ def continuity_loss(hidden: torch.Tensor, *, norm: ContinuityNorm = "mean", lag:
         >>> continuity_loss(states, norm="sum").item(), continuity_loss(states).item()
         (3.0, 1.5)
     """
+    check_tensor(hidden=hidden)
     if hidden.ndim != 3:
         raise ValueError(f"hidden must have the shape (B, W, D), got {tuple(hidden.shape)}")
     if norm not in get_args(ContinuityNorm):

@@ -8,7 +8,9 @@ from collections.abc import Iterable
 
 import torch
 
-__all__ = ["own_draws", "sample_token"]
+from reco_lightning.checks import check_finite, check_whole
+
+__all__ = ["check_sampling", "own_draws", "sample_token"]
 
 
 def own_draws(seed: int, indices: Iterable[int], count: int) -> torch.Tensor:
@@ -34,6 +36,51 @@ def own_draws(seed: int, indices: Iterable[int], count: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(random.Random(f"{seed}:{index}").getrandbits(63))
         rows.append(torch.rand(count, generator=generator, dtype=torch.float64))
     return torch.stack(rows, dim=1)
+
+
+def check_sampling(
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    cfg_scale: float = 1.0,
+    seed: int = 0,
+    **blocks: int | None,
+) -> None:
+    """Refuses options of sampling that no network can take; what depends on the network is left to `generate`.
+
+    Args:
+        temperature: 0 or more.
+        top_k: 1 or more, or None.
+        top_p: In (0, 1], or None.
+        cfg_scale: 0 or more.
+        seed: Any whole number.
+        blocks: Lengths in frame blocks by name, each 1 or more, or None.
+
+    Raises:
+        ValueError: One is of another kind, or out of its range.
+
+    Example:
+        >>> check_sampling(top_p=0.9, length=None)
+        >>> check_sampling(top_p=90)
+        Traceback (most recent call last):
+        ValueError: top_p must lie in (0, 1], or be None for all tokens, got 90
+    """
+    check_finite(temperature=temperature, cfg_scale=cfg_scale)
+    check_finite(top_p=top_p, or_none=True)
+    check_whole(seed=seed)
+    check_whole(top_k=top_k, or_none=True, **blocks)
+    if temperature < 0:
+        raise ValueError(f"temperature must be 0 or more, got {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be 1 or more, or None for all tokens, got {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must lie in (0, 1], or be None for all tokens, got {top_p}")
+    if cfg_scale < 0:
+        raise ValueError(f"cfg_scale must be 0 or more, got {cfg_scale}")
+    for name, value in blocks.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be 1 frame block or more, or None, got {value}")
 
 
 def sample_token(

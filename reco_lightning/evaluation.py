@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from typing_extensions import override
 
+from reco_lightning.data.frames import is_frame_folder
 from reco_lightning.data.tokens import TokenShards
 from reco_lightning.data.video import read_clip
 from reco_lightning.decoding import decode_videos
+from reco_lightning.disk_errors import named_disk_errors
 from reco_lightning.evaluation_report import write_report
 from reco_lightning.generation import generate
 from reco_lightning.metrics.clip_score import CLIPScore
@@ -37,6 +39,8 @@ from reco_lightning.tokenizers.loading import load_tokenizer
 from reco_lightning.whole_file import whole_file
 
 __all__ = ["EvaluateVideos"]
+
+_REMEDY = "ids generated before are kept: free space, and give the same command again"
 
 
 class EvaluateVideos(pl.Callback):
@@ -164,7 +168,7 @@ class EvaluateVideos(pl.Callback):
                 )
             return
         if module.trainer.is_global_zero:
-            with whole_file(path) as part:
+            with named_disk_errors(path, _REMEDY), whole_file(path) as part:
                 part.write_text(json.dumps(settings, indent=2))
 
     @override
@@ -221,7 +225,7 @@ class EvaluateVideos(pl.Callback):
                 **self.options,
             )
             for row, ids in zip(missing, fresh.cpu().numpy(), strict=True):
-                with whole_file(paths[row]) as part, open(part, "wb") as file:
+                with named_disk_errors(paths[row], _REMEDY), whole_file(paths[row]) as part, open(part, "wb") as file:
                     np.save(file, ids)
         return torch.from_numpy(np.stack([np.load(path) for path in paths])).to(tokens.device)
 
@@ -237,7 +241,7 @@ class EvaluateVideos(pl.Callback):
             if source is None:
                 raise ValueError("videos must be None: these shards do not say which file their clips come from")
             path = Path(self.videos, source.path)
-            if not path.is_file():
+            if not path.is_file() and not is_frame_folder(path):
                 raise ValueError(f"videos must hold {source.path}, which the shards name; got {self.videos!r}")
             read.append(
                 read_clip(

@@ -126,6 +126,8 @@ def explain(module: pl.LightningModule, batch: Any, callback: ReCoCallback, *, b
         >>> found.blocks, found.head, found.prefix_tokens, found.operations < found.plain_operations / 2
         ('network.blocks', 'network.head', 1, True)
     """
+    if not isinstance(callback, ReCoCallback):
+        raise ValueError(f"callback must be a ReCoCallback, got {callback!r}")
 
     def step() -> Any:
         return module.training_step(copy.copy(batch), batch_idx)

@@ -13,7 +13,8 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from reco_lightning.draws import own_draws, sample_token
+from reco_lightning.checks import check_switch, check_tensor, check_whole, check_whole_sequence
+from reco_lightning.draws import check_sampling, own_draws, sample_token
 from reco_lightning.models.transformer import KeyValueCache
 
 __all__ = ["generate", "window_start"]
@@ -91,7 +92,18 @@ def generate(
         (torch.Size([3, 8]), torch.Size([3, 28]))
     """
     network: Any = model.network if isinstance(model, pl.LightningModule) else model
-    _check(n, temperature=temperature, top_k=top_k, top_p=top_p, cfg_scale=cfg_scale, batch_size=batch_size)
+    check_sampling(temperature=temperature, top_k=top_k, top_p=top_p, cfg_scale=cfg_scale, seed=seed)
+    check_whole(n=n, batch_size=batch_size)
+    check_whole(length=length, window_blocks=window_blocks, context_blocks=context_blocks, or_none=True)
+    check_whole_sequence(indices=indices, or_none=True)
+    check_switch(cache=cache)
+    for name, value in (("n", n), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be 1 or more, got {value}")
+    if not isinstance(compile, (bool, str)) and not callable(compile):
+        raise ValueError(f"compile must be True, False or a backend of torch.compile, got {compile!r}")
+    if not hasattr(network, "num_tokens"):
+        raise ValueError(f"model must be a network or a LightningModule with one, got a {type(network).__name__}")
     if compile and not cache:
         raise ValueError("compile needs cache=True: without a cache every token has a shape of its own")
     labels, given = _condition(network, condition, n, cfg_scale)
@@ -237,23 +249,6 @@ def _compiled_step(compile: bool | str | Callable[..., Any], device: torch.devic
     return torch.compile(_step, fullgraph=True, dynamic=False, mode=mode)
 
 
-def _check(
-    n: int, *, temperature: float, top_k: int | None, top_p: float | None, cfg_scale: float, batch_size: int
-) -> None:
-    if n < 1:
-        raise ValueError(f"n must be 1 or more, got {n}")
-    if temperature < 0:
-        raise ValueError(f"temperature must be 0 or more, got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be 1 or more, or None for all tokens, got {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p must lie in (0, 1], or be None for all tokens, got {top_p}")
-    if cfg_scale < 0:
-        raise ValueError(f"cfg_scale must be 0 or more, got {cfg_scale}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
-
-
 def _condition(
     network: Any, condition: int | torch.Tensor | None, n: int, cfg_scale: float
 ) -> tuple[torch.Tensor | None, torch.Tensor]:
@@ -281,7 +276,11 @@ def _labels(network: Any, condition: int | torch.Tensor | None, n: int) -> torch
         return None
     if not network.num_classes:
         raise ValueError("condition was given for an unconditional network; pass None, or train one with num_classes=")
-    labels = torch.full((n,), condition) if isinstance(condition, int) else condition
+    if not isinstance(condition, torch.Tensor):
+        check_whole(condition=condition)
+    labels = condition if isinstance(condition, torch.Tensor) else torch.full((n,), condition)
+    if labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"condition must hold whole numbers, got {labels.dtype}")
     if labels.shape != (n,) or int(labels.min()) < 0 or int(labels.max()) >= network.num_classes:
         raise ValueError(
             f"condition must be a class from 0 to {network.num_classes - 1}, or {n} of them, got {condition}"
@@ -326,7 +325,13 @@ def _first_tokens(network: Any, first_tokens: torch.Tensor | None, n: int, given
                 "the network has no start token, so first_tokens must give at least one token a video; got None"
             )
         return torch.zeros(n, 0, dtype=torch.long)
+    check_tensor(first_tokens=first_tokens)
+    if first_tokens.is_floating_point() or first_tokens.is_complex() or first_tokens.dtype == torch.bool:
+        raise ValueError(f"first_tokens must be whole numbers, got {first_tokens.dtype}")
     shape = tuple(first_tokens.shape)
     if len(shape) != 2 or shape[0] != n or not least <= shape[1] < total:
         raise ValueError(f"first_tokens must be (n, m) with n={n} and m from {least} to {total - 1}, got {shape}")
+    low, high = (int(first_tokens.min()), int(first_tokens.max())) if first_tokens.numel() else (0, 0)
+    if low < 0 or high >= network.vocab_size:
+        raise ValueError(f"first_tokens must be 0 to {network.vocab_size - 1}, got {low} to {high} in shape {shape}")
     return first_tokens

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from reco_lightning.checks import check_finite
 from reco_lightning.windows import Window, WindowSampler
 
 __all__ = ["RunningLosses"]
@@ -41,7 +42,8 @@ class RunningLosses:
     """
 
     def __init__(self, exponent: float) -> None:
-        if isinstance(exponent, bool) or not 0 < exponent < float("inf"):
+        check_finite(loss_aware=exponent)
+        if exponent <= 0:
             raise ValueError(f"loss_aware must be a finite number of 0 or more, got {exponent!r}; 0 turns it off")
         self.exponent = exponent
         self._running: dict[Window, float] = {}

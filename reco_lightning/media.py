@@ -15,9 +15,10 @@ import numpy.typing as npt
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from reco_lightning.checks import check_finite, check_path, check_whole
 from reco_lightning.whole_file import whole_file
 
-__all__ = ["log_videos", "run_folder", "video_grid", "video_strip", "write_video"]
+__all__ = ["check_fps", "log_videos", "run_folder", "video_grid", "video_strip", "write_video"]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -45,6 +46,8 @@ def write_video(path: str | os.PathLike[str], frames: Pixels, *, fps: float = 8.
         ...     write_video(Path(folder, "black.mp4"), np.zeros((4, 33, 48, 3), np.uint8)).name
         'black.mp4'
     """
+    check_path(path=path)
+    check_fps(fps)
     path = Path(path)
     frames = np.asarray(frames)
     if path.suffix.lower() != ".mp4":
@@ -52,12 +55,31 @@ def write_video(path: str | os.PathLike[str], frames: Pixels, *, fps: float = 8.
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
         found = f"{frames.dtype} of shape {tuple(frames.shape)}"
         raise ValueError(f"frames must be uint8 of shape (T, H, W, 3), got {found}; tokenizers.base.to_uint8 converts")
-    if not fps > 0:
-        raise ValueError(f"fps must be positive, got {fps}")
     even = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
     with whole_file(path) as part:
         _encode(part, even, Fraction(fps).limit_denominator(1001))
     return path
+
+
+def check_fps(fps: float) -> None:
+    """Refuses what is no rate of frames that an mp4 file can state.
+
+    Args:
+        fps: Frames per second, 0.001 to 1000.
+
+    Raises:
+        ValueError: It is another.
+
+    Example:
+        >>> check_fps(0)
+        Traceback (most recent call last):
+        ValueError: fps must be positive, got 0
+    """
+    check_finite(fps=fps)
+    if fps <= 0:
+        raise ValueError(f"fps must be positive, got {fps}")
+    if not 0.001 <= fps <= 1000:
+        raise ValueError(f"fps must lie from 0.001 to 1000, got {fps}")
 
 
 def video_grid(clips: Pixels, columns: int) -> Pixels:
@@ -80,6 +102,7 @@ def video_grid(clips: Pixels, columns: int) -> Pixels:
     clips = np.asarray(clips)
     if clips.ndim != 5 or len(clips) == 0:
         raise ValueError(f"clips must be of shape (n, T, H, W, C) with n at least 1, got {tuple(clips.shape)}")
+    check_whole(columns=columns)
     if columns < 1:
         raise ValueError(f"columns must be at least 1, got {columns}")
     n, t, h, w, c = clips.shape
@@ -110,6 +133,7 @@ def video_strip(frames: Pixels, count: int = 8) -> Pixels:
     frames = np.asarray(frames)
     if frames.ndim != 4 or len(frames) == 0:
         raise ValueError(f"frames must be of shape (T, H, W, C) with T at least 1, got {tuple(frames.shape)}")
+    check_whole(count=count)
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     chosen = np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int)

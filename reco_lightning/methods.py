@@ -105,15 +105,15 @@ def load_method(name: str) -> Method:
         raise ValueError(
             f"method must be one of {', '.join(method_names())}, or the path of a YAML file like them, got {name!r}"
         )
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
     try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
         entries = content["trainer"].get("callbacks+", [])
         if not entries:
             return Method(path.stem)
         (entry,) = entries
         options = dict(entry["init_args"])
         sampler = dict(options.pop("sampler")["init_args"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ValueError(
             f"{path} must hold a ReCoCallback with its sampler under trainer, callbacks+, as recipes/method/reco.yaml "
             f"does, but cannot be read so: {error!r}"

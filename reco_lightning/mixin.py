@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from reco_lightning.checks import check_finite, check_switch, check_whole
 from reco_lightning.continuity import ContinuityNorm
 from reco_lightning.engines.base import Context, Engine, WindowOutput
 from reco_lightning.engines.frozen import FrozenEngine
@@ -101,6 +102,16 @@ class ReCoMixin:
         Raises:
             ValueError: If an argument is out of its range.
         """
+        if not isinstance(sampler, WindowSampler):
+            raise ValueError(f"sampler must be a WindowSampler, got a {type(sampler).__name__}")
+        for name, value in (("blocks", blocks), ("head", head)):
+            if not isinstance(value, str):
+                raise ValueError(f"{name} must be the name of a part of the module, got {value!r}")
+        if continuity_norm not in get_args(ContinuityNorm):
+            raise ValueError(f"continuity_norm must be 'mean' or 'sum', got {continuity_norm!r}")
+        check_whole(prefix_tokens=prefix_tokens, windows_per_batch=windows_per_batch)
+        check_finite(continuity_weight=continuity_weight)
+        check_switch(verify=verify)
         if context not in ("frozen", "keys", "attached"):
             raise ValueError(
                 f"context must be 'frozen', 'keys' or 'attached' in the mixin, got {context!r}; for fewer frames feed "
@@ -128,6 +139,7 @@ class ReCoMixin:
         *args: Any,
         targets: torch.Tensor,
         step: int | None = None,
+        progress: float | None = None,
         **kwargs: Any,
     ) -> WindowStep:
         """Runs the network on the step's windows.
@@ -137,6 +149,7 @@ class ReCoMixin:
             *args: Its arguments, those of the plain forward.
             targets: Targets (B, L) of the logits row by row; or all N tokens, (B, N), where the first has no row.
             step: Index of the training batch; ``None`` asks the module's trainer.
+            progress: Share of the training that is done, 0 to 1; needed where the sampler has a schedule.
             **kwargs: Its keyword arguments.
 
         Returns:
@@ -145,12 +158,18 @@ class ReCoMixin:
         Raises:
             ValueError: If logits and targets do not fit, or the windowed forward differs from the plain one.
         """
+        if progress is None and self._reco_sampler.schedule:
+            raise ValueError(
+                "progress must be given where the sampler has a schedule: the share of the training that is done, 0 to "
+                "1, got None"
+            )
         slot = self._reco_slot
         if slot.engine is None:
             slot.engine = self._reco_engine(network, args, kwargs, targets)
         if step is None:
             step = self.trainer.fit_loop.epoch_loop.total_batch_idx  # type: ignore[attr-defined]
-        slot.engine.arm(self._reco_sampler.sample_groups(step, self._reco_groups))
+        windows = self._reco_sampler.sample_groups(step, self._reco_groups, progress=progress or 0.0)
+        slot.engine.arm(windows)
         return self._reco_rows(slot.engine, network(*args, **kwargs), targets)
 
     def reco_loss(self, step: WindowStep) -> torch.Tensor:

@@ -19,8 +19,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
+from reco_lightning.checks import check_path, check_whole, check_whole_sequence
 from reco_lightning.decoding import decode_videos
-from reco_lightning.media import write_video
+from reco_lightning.draws import check_sampling
+from reco_lightning.media import check_fps, write_video
 from reco_lightning.tokenizers.base import VideoTokenizer
 from reco_lightning.tokenizers.loading import load_tokenizer
 
@@ -74,13 +76,28 @@ class GenerationRequests(pl.LightningDataModule):
         batch_size: int = 16,
     ) -> None:
         super().__init__()
+        check_whole(n=n, batch_size=batch_size)
+        check_whole_sequence(labels=labels, or_none=True)
+        check_path(prefix=prefix, first_tokens=first_tokens, or_none=True)
         for name, value in (("n", n), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}")
         if labels is not None and not len(labels):
-            raise ValueError("labels must hold a class or more, or be None, got none")
+            raise ValueError(f"labels must hold a class or more, or be None, got {labels!r}")
+        if labels is not None and min(labels) < 0:
+            raise ValueError(f"labels must be 0 or more, got {labels!r}")
         if labels is not None and prefix is not None:
             raise ValueError(f"prefix must be None where labels are given, got {prefix!r}; a network takes one of them")
+        check_sampling(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            cfg_scale=cfg_scale,
+            seed=seed,
+            length=length,
+            window_blocks=window_blocks,
+            context_blocks=context_blocks,
+        )
         self.n, self.batch_size = n, batch_size
         self.labels = None if labels is None else torch.tensor(list(labels))
         self.prefix = None if prefix is None else _read_ids("prefix", prefix, n)
@@ -134,6 +151,9 @@ class VideoWriter(BasePredictionWriter):
 
     def __init__(self, tokenizer: str | None = None, *, output: str = "outputs/samples", fps: float = 8.0) -> None:
         super().__init__(write_interval="batch")
+        check_path(output=output)
+        check_path(tokenizer=tokenizer, or_none=True)
+        check_fps(fps)
         self.tokenizer, self.output, self.fps = tokenizer, output, fps
         self._decoder: VideoTokenizer | None = None
 
@@ -187,7 +207,12 @@ class VideoWriter(BasePredictionWriter):
 def _read_ids(name: str, path: str, n: int) -> torch.Tensor:
     if not Path(path).is_file():
         raise ValueError(f"{name} must be an .npy file of ids, got {path!r}, which is none")
-    ids = np.load(path)
+    try:
+        ids = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{name} must be an .npy file of ids, but {path!r} cannot be read as one: {error}") from error
+    if not isinstance(ids, np.ndarray):
+        raise ValueError(f"{name} must be an .npy file of ids, got {path!r}, which holds several arrays")
     if ids.ndim < 2 or len(ids) != n or not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(
             f"{name} must hold integers, (n, m) or (n, blocks, h, w) with n={n}, got {ids.dtype} of shape "

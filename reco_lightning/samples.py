@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.distributed.fsdp import FSDPModule
 from typing_extensions import override
 
+from reco_lightning.checks import check_path, check_whole
 from reco_lightning.decoding import decode_videos
+from reco_lightning.draws import check_sampling
 from reco_lightning.generation import generate
-from reco_lightning.media import log_videos, run_folder, video_grid, write_video
+from reco_lightning.media import check_fps, log_videos, run_folder, video_grid, write_video
 from reco_lightning.models.video_model import VideoModel
 from reco_lightning.tokenizers.base import VideoTokenizer
 from reco_lightning.tokenizers.loading import load_tokenizer
@@ -29,6 +31,8 @@ class SampleVideos(pl.Callback):
     The random state of the run is left as it was: a run with this callback trains as one without, bitwise on a CPU. The
     files lie in ``samples`` in the run's own folder (see ``reco_lightning.media.run_folder``); W&B gets them as videos,
     TensorBoard as strips of frames.
+
+    A file that the disk refuses is left out with a warning: the training goes on.
 
     The first process samples while the others wait, unless the network is sharded (FSDP2): then all sample the same.
 
@@ -74,9 +78,24 @@ class SampleVideos(pl.Callback):
         seed: int = 0,
         fps: float = 8.0,
     ) -> None:
+        check_path(tokenizer=tokenizer, or_none=True)
+        check_whole(every_n_epochs=every_n_epochs, n=n)
+        check_whole(every_n_steps=every_n_steps, label=label, or_none=True)
+        check_fps(fps)
+        if label is not None and label < 0:
+            raise ValueError(f"label must be 0 or more, or None for no particular class, got {label}")
         for name, value in (("every_n_epochs", every_n_epochs), ("every_n_steps", every_n_steps), ("n", n)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}")
+        check_sampling(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            cfg_scale=cfg_scale,
+            seed=seed,
+            length=length,
+            window_blocks=window_blocks,
+        )
         self.tokenizer = tokenizer
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
@@ -144,5 +163,9 @@ class SampleVideos(pl.Callback):
                 return
             clips = decode_videos(self._decoder, ids, pl_module.network.grid)
             path = Path(run_folder(trainer), "samples", f"step-{trainer.global_step:08d}.mp4")
-            write_video(path, video_grid(clips.cpu().numpy(), columns=min(self.n, 4)), fps=self.fps)
+            try:
+                write_video(path, video_grid(clips.cpu().numpy(), columns=min(self.n, 4)), fps=self.fps)
+            except OSError as error:  # a training is worth more than its pictures
+                rank_zero_warn(f"{path} cannot be written ({error}); the training goes on without it: free space")
+                return
             log_videos(trainer, "samples", [path], trainer.global_step)

@@ -14,15 +14,17 @@ from typing import Any
 import lightning.pytorch as L
 import numpy as np
 import torch
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_only
 
+from reco_lightning.checks import check_path, check_switch, check_whole
 from reco_lightning.data.captions import read_captions
 from reco_lightning.data.frames import FrameFolder, is_frame_folder
 from reco_lightning.data.layouts import Layout
 from reco_lightning.data.manifest import MANIFEST, Manifest, check_grid, file_sha256
 from reco_lightning.data.token_writer import ClipSource, TokenShardWriter, refuse_shards
 from reco_lightning.data.unfinished import UnfinishedTokens
-from reco_lightning.data.video import Resize, VideoError
+from reco_lightning.data.video import Resize, VideoError, fit_size
 from reco_lightning.data.video_folder import Clip, VideoFolder
 from reco_lightning.encoding import ClipsToEncode, EncodeModule, PartsCallback, as_it_was
 from reco_lightning.tokenizers.base import VideoTokenizer, fingerprint
@@ -45,7 +47,10 @@ def pick_device(device: str) -> torch.device:
         device(type='cpu')
     """
     if device != "auto":
-        return torch.device(device)
+        try:
+            return torch.device(device)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"device must be auto, cpu, cuda, cuda:1 and so on, got {device!r}") from error
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -116,6 +121,17 @@ def tokenize_folder(
             or `output` holds shards, or an unfinished tokenisation with other arguments.
         VideoError: No file can be used.
     """
+    check_path(videos=videos, output=output)
+    check_path(captions=captions, index=index, or_none=True)
+    check_whole(frames=frames, stride=stride, batch_size=batch_size, num_workers=num_workers, devices=devices)
+    check_whole(shard_size=shard_size)
+    check_whole(clip_step=clip_step, or_none=True)
+    check_switch(overwrite=overwrite, progress=progress)
+    if num_workers < 0:
+        raise ValueError(f"num_workers must be 0 or more, got {num_workers}")
+    if not isinstance(strategy, (str, Strategy)):
+        raise ValueError(f"strategy must be the name of one of Lightning's strategies, got {strategy!r}")
+    fit_size(1, 1, size=size, resize=resize)  # checks both
     for argument, value in (("batch_size", batch_size), ("shard_size", shard_size)):
         if value < 1:
             raise ValueError(f"{argument} must be at least 1, got {value}")

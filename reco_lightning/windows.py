@@ -105,7 +105,7 @@ class WindowSampler:
                 f"window_blocks must be a whole number from 1 to frame_blocks={frame_blocks}, got {window_blocks!r}; "
                 "frame_blocks itself is the plain baseline"
             )
-        if first_window_prob is not None and not 0 < first_window_prob <= 1:
+        if first_window_prob is not None and not (_is_number(first_window_prob) and 0 < first_window_prob <= 1):
             raise ValueError(
                 f"first_window_prob must lie in (0, 1], got {first_window_prob!r}; pass None for uniform windows"
             )
@@ -115,6 +115,10 @@ class WindowSampler:
         self.stride_blocks = stride_blocks
         self.first_window_prob = first_window_prob
         self.seed = seed
+        if schedule is not None and not (isinstance(schedule, Mapping) and all(map(_is_number, schedule))):
+            raise ValueError(
+                f"schedule must map shares of the training to numbers of blocks, as {{0.5: 3}}, got {schedule!r}"
+            )
         self.schedule = dict(schedule or {})
         stride = _stride_in_tokens(stride_blocks, tokens_per_block)
         self.starts: tuple[int, ...] = tuple(range(0, self.tokens - self.window_tokens + 1, stride))
@@ -236,12 +240,12 @@ def _place(cumulative: list[float], shares: Sequence[float], quantile: float) ->
     return index
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _stride_in_tokens(stride_blocks: float, tokens_per_block: int) -> int:
-    if (
-        isinstance(stride_blocks, bool)
-        or not isinstance(stride_blocks, (int, float))
-        or not 0 < stride_blocks < float("inf")
-    ):
+    if not _is_number(stride_blocks) or not 0 < stride_blocks < float("inf"):
         raise ValueError(f"stride_blocks must be a number above 0, got {stride_blocks!r}")
     tokens = stride_blocks * tokens_per_block
     stride = round(tokens)

@@ -68,6 +68,17 @@ def test_gives_logits_targets_and_states_of_the_window():
     assert torch.equal(step.targets, tokens[:, span].flatten())
 
 
+def test_a_schedule_follows_the_progress_that_is_stated():
+    module, tokens = Windowed(), next(iter(batches(count=1)))[0]
+    sampler = WindowSampler(foreign.BLOCKS, foreign.PER_BLOCK, schedule={0.5: foreign.BLOCKS})
+    module.init_reco(sampler, blocks="network.blocks", head="network.head", prefix_tokens=1)
+    with pytest.raises(ValueError, match="progress must be given where the sampler has a schedule"):
+        module.windowed(module.network, tokens[:, :-1], targets=tokens, step=0)
+    for progress, blocks in ((0.4, 2), (0.5, foreign.BLOCKS)):
+        step = module.windowed(module.network, tokens[:, :-1], targets=tokens, step=0, progress=progress)
+        assert [len(window) for window in step.windows] == [blocks * foreign.PER_BLOCK]
+
+
 def test_validation_copies_and_removal_are_plain():
     module, tokens = Windowed(), next(iter(batches(count=1)))[0]
     plain = module.network(tokens[:, :-1]).detach()

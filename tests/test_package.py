@@ -99,6 +99,7 @@ def test_extras() -> None:
         "demo",
         "hf",
         "metrics",
+        "study",
         "tokenizers",
         "litdata",
         "docs",

@@ -25,7 +25,7 @@ from reco_lightning.data.litdata_loader import LitTokenLoader
 from reco_lightning.data.manifest import MANIFEST, Manifest, read_manifest
 from reco_lightning.data.passes import data_ranks, pass_order
 from reco_lightning.data.shard_fit import refuse_misfit
-from reco_lightning.data.token_module import Split, split_by_source, split_by_time
+from reco_lightning.data.token_module import Split, split_shards
 from reco_lightning.data.tokens import TokenItem, TokenShards
 
 __all__ = ["LitTokenDataModule", "export_litdata"]
@@ -71,10 +71,7 @@ def export_litdata(
         raise ValueError(f"chunk_clips must be at least 1 or None, got {chunk_clips}")
     if not _is_url(output) and Path(output).exists() and any(Path(output).iterdir()):
         raise ValueError(f"output must be a new or empty folder, got {output!r}, which holds files; name another one")
-    if split == "source":
-        train, held_out = split_by_source(shards.table(), val_fraction=val_fraction, seed=split_seed)
-    else:
-        train, held_out = split_by_time(shards.table(), val_fraction=val_fraction)
+    train, held_out = split_shards(shards, split, val_fraction=val_fraction, seed=split_seed)
     mixed = pass_order(len(train), seed=split_seed, number=0).tolist()
     clip_bytes = shards.manifest.tokens * np.dtype(shards.manifest.dtype).itemsize
     for part, places in (("train", [train[n] for n in mixed]), ("val", held_out)):

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from reco_lightning.checks import check_whole_sequence
+
 __all__ = [
     "COLUMNS",
     "MANIFEST",
@@ -214,6 +216,7 @@ def check_grid(grid: Sequence[int], *, frame_aligned: bool = True) -> tuple[int,
         >>> check_grid([5, 16, 16]), check_grid([1024], frame_aligned=False)
         ((5, 16, 16), (1024,))
     """
+    check_whole_sequence(grid=grid)
     numbers = tuple(map(int, grid))
     if len(numbers) not in (1, 3) or min(numbers) < 1:
         raise ValueError(f"grid must be three positive numbers (t, h, w), or one (N,), got {numbers}")

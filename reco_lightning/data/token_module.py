@@ -18,8 +18,9 @@ from reco_lightning.data.passes import data_ranks
 from reco_lightning.data.resumable import ResumableDataLoader
 from reco_lightning.data.shard_fit import refuse_misfit
 from reco_lightning.data.tokens import TokenItem, TokenShards
+from reco_lightning.data.ucf101 import group_of
 
-__all__ = ["Split", "TokenDataModule", "split_by_source", "split_by_time"]
+__all__ = ["Split", "TokenDataModule", "split_by_source", "split_by_time", "split_shards"]
 
 Split = Literal["source", "time"]
 Table = npt.NDArray[np.int64]
@@ -99,6 +100,41 @@ def split_by_time(table: Table, *, val_fraction: float) -> tuple[list[int], list
             f"which leaves {len(train)} and {len(held_out)}; tokenise more or shorter clips, or set val_fraction=0"
         )
     return sorted(train), sorted(held_out)
+
+
+def split_shards(
+    shards: TokenShards, split: Split, *, val_fraction: float, seed: int = 0
+) -> tuple[list[int], list[int]]:
+    """Split the clips of a folder of token shards.
+
+    Videos of UCF101 that were cut from one recording (the `gXX` in their names) count as one file under `source`, as
+    in `VideoDataModule`.
+
+    Args:
+        shards: The clips.
+        split: `source` or `time`.
+        val_fraction: As in `split_by_source` and `split_by_time`.
+        seed: As in `split_by_source`.
+
+    Returns:
+        Places of the training clips and of the validation clips, both ascending.
+
+    Raises:
+        ValueError: An argument is out of range, or the clips cannot be split so.
+    """
+    table = shards.table()
+    if split == "time":
+        return split_by_time(table, val_fraction=val_fraction)
+    if shards.manifest.video.get("layout") == "ucf101":
+        groups = [group_of(name) for name in shards.manifest.sources]
+        numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+        if val_fraction and len(numbers) == 1 < len(groups):
+            raise ValueError(
+                f"val_fraction must be 0 where all videos are of one group, which cannot be parted ({groups[0]}), got "
+                f"{val_fraction}; or use split='time'"
+            )
+        table[:, 1] = np.array([*(numbers[group] for group in groups), -1])[table[:, 1]]  # -1 stays: not known
+    return split_by_source(table, val_fraction=val_fraction, seed=seed)
 
 
 class TokenDataModule(L.LightningDataModule):
@@ -189,12 +225,8 @@ class TokenDataModule(L.LightningDataModule):
         """
         self.shards = TokenShards(self.folder)
         self._refuse_misfit(stage)
-        table = self.shards.table()
-        if self.split == "source":
-            train, held_out = split_by_source(table, val_fraction=self.val_fraction, seed=self.split_seed)
-        else:
-            train, held_out = split_by_time(table, val_fraction=self.val_fraction)
-        if shared := len(table) - len(train) - len(held_out):
+        train, held_out = split_shards(self.shards, self.split, val_fraction=self.val_fraction, seed=self.split_seed)
+        if shared := len(self.shards) - len(train) - len(held_out):
             rank_zero_info(f"{shared} clips share frames with the validation clips and are left out of the training.")
         self.train_set, self.val_set = Subset(self.shards, train), Subset(self.shards, held_out)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from reco_lightning.checks import check_path, check_switch, check_whole
 from reco_lightning.data.manifest import (
     COLUMNS,
     MANIFEST,
@@ -59,6 +60,7 @@ def token_dtype(vocab_size: int) -> str:
         >>> token_dtype(65536), token_dtype(65537)
         ('uint16', 'uint32')
     """
+    check_whole(vocab_size=vocab_size)
     if not 1 <= vocab_size <= 2**32:
         raise ValueError(f"vocab_size must be 1 to 2**32, got {vocab_size}")
     return "uint16" if vocab_size <= 2**16 else "uint32"
@@ -164,6 +166,17 @@ class TokenShardWriter:
         frame_aligned: bool = True,
         workspace: str | os.PathLike[str] | None = None,
     ) -> None:
+        check_path(folder=folder)
+        check_path(workspace=workspace, or_none=True)
+        check_switch(overwrite=overwrite, frame_aligned=frame_aligned)
+        check_whole(vocab_size=vocab_size, shard_size=shard_size)
+        for name, value in (("tokenizer", tokenizer), ("tokenizer_sha256", tokenizer_sha256)):
+            if not isinstance(value, str):
+                raise ValueError(f"{name} must be text, got {value!r}")
+        if video is not None and not isinstance(video, Mapping):
+            raise ValueError(f"video must be a dict or None, got {video!r}")
+        if isinstance(classes, str) or not isinstance(classes, Sequence):
+            raise ValueError(f"classes must be a sequence of names, got {classes!r}")
         shape = check_grid(grid, frame_aligned=frame_aligned)
         if shard_size < 1:
             raise ValueError(f"shard_size must be at least 1, got {shard_size}")

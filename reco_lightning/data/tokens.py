@@ -163,6 +163,17 @@ class TokenShards(Dataset[TokenItem]):
     def _array(self, number: int, *, table: bool) -> npt.NDArray[Any]:
         shard = self.manifest.shards[number]
         stored = shard.table if table else shard.tokens
+        path = os.path.join(self.folder, stored.file)
+        try:
+            # reading a mapped file past its end would kill the process without a word
+            found = f"{size} bytes" if (size := os.stat(path).st_size) != stored.bytes else ""
+        except OSError as error:
+            found = error.strerror or str(error)
+        if found:
+            raise ValueError(
+                f"{path} must stay there with its {stored.bytes} bytes while it is read, got {found}; it was changed "
+                "meanwhile: put it back, and resume from the last checkpoint"
+            )
         if stored.file not in self._maps:
             shape = (shard.clips, len(self.manifest.columns)) if table else (shard.clips, *self.grid)
             dtype = "int64" if table else self.manifest.dtype

@@ -23,11 +23,13 @@ import numpy.typing as npt
 from torch import Tensor
 
 from reco_lightning.data.token_writer import check_ids, token_dtype
+from reco_lightning.disk_errors import named_disk_errors
 
 __all__ = ["EncodedClips", "PartWriter", "UnfinishedTokens", "difference"]
 
 _PLAN = "plan.json"
 _FORMAT, _VERSION = "reco_lightning.unfinished_tokens", 1
+_REMEDY = "what was encoded before is kept: free space, and give the same command again"
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any], *, within: str = "") -> str:
@@ -144,7 +146,8 @@ class UnfinishedTokens:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(now, ensure_ascii=False), encoding="utf-8")
+        with named_disk_errors(temporary, _REMEDY):
+            temporary.write_text(json.dumps(now, ensure_ascii=False), encoding="utf-8")
         os.replace(temporary, path)
 
     def part(self) -> PartWriter:
@@ -192,11 +195,11 @@ class PartWriter:
         for number in itertools.count():
             path = work.folder / f"part-{number:05d}.bin"
             try:
-                self._file = path.open("xb")
+                self._file = path.open("xb", buffering=0)  # nothing is left to write when it is closed
             except FileExistsError:  # of another process, or of an earlier start
                 continue
             break
-        self._failed = path.with_suffix(".failed")
+        self._path, self._failed = path, path.with_suffix(".failed")
 
     def append(self, clips: Sequence[int], ids: Tensor | npt.ArrayLike) -> None:
         """Write ids down.
@@ -207,6 +210,7 @@ class PartWriter:
 
         Raises:
             ValueError: Shapes, numbers or ids do not fit.
+            OSError: The disk is full, or refuses them.
         """
         array = check_ids(ids, grid=self._work.grid, vocab_size=self._work.vocab_size)
         if len(array) != len(clips):
@@ -215,8 +219,10 @@ class PartWriter:
         records["clip"], records["ids"] = clips, array
         for record in records:
             record["crc"] = _checksum(record)
-        self._file.write(records.tobytes())
-        self._file.flush()
+        left = memoryview(records.tobytes())
+        with named_disk_errors(self._path, _REMEDY):
+            while left:
+                left = left[self._file.write(left) :]
 
     def fail(self, clip: int, reason: str) -> None:
         """Write down that a clip could not be read.
@@ -225,7 +231,7 @@ class PartWriter:
             clip: Its number.
             reason: Why.
         """
-        with self._failed.open("a", encoding="utf-8") as file:
+        with named_disk_errors(self._failed, _REMEDY), self._failed.open("a", encoding="utf-8") as file:
             file.write(json.dumps([clip, reason], ensure_ascii=False) + "\n")
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
 
@@ -20,6 +21,7 @@ from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
+from reco_lightning.checks import check_path, check_whole
 from reco_lightning.data.frames import FrameFolder, is_frame_folder, probe_frames, read_frames
 from reco_lightning.data.readers import (
     Pixels,
@@ -111,6 +113,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         ...
         reco_lightning.data.readers.VideoError: ...missing.mp4: is not a file
     """
+    check_path(path=path)
     path = os.path.abspath(path)
     if is_frame_folder(path):
         frames, height, width = probe_frames(path)
@@ -183,6 +186,8 @@ def read_clip(
         ...     read_clip(path, start=1, frames=3, stride=2, size=32).shape
         (3, 32, 32, 3)
     """
+    check_path(path=path)
+    check_whole(start=start, frames=frames, stride=stride)
     for name, value, least in (("start", start, 0), ("frames", frames, 1), ("stride", stride, 1)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
@@ -206,7 +211,9 @@ def read_clip(
 
 
 def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
-    sides = (size, size) if isinstance(size, int) else tuple(size)
+    sides = size if isinstance(size, Sequence) and not isinstance(size, str) else (size, size)
+    for side in sides:
+        check_whole(size=side)
     if len(sides) != 2 or min(sides) < 1:
         raise ValueError(f"size must be a positive side or a pair (height, width) in pixels, got {size!r}")
     return sides[0], sides[1]

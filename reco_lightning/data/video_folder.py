@@ -15,12 +15,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from reco_lightning.checks import check_path, check_switch, check_whole
 from reco_lightning.data.clip_index import IndexedVideo
 from reco_lightning.data.layouts import Layout, open_index
 from reco_lightning.data.video import Resize, VideoError, VideoInfo, fit_size, read_clip
 from reco_lightning.data.video_scan import VIDEO_EXTENSIONS, scan_videos
 
-__all__ = ["Clip", "OnError", "VideoFolder", "VideoItem"]
+__all__ = ["Clip", "OnError", "VideoFolder", "VideoItem", "check_names"]
 
 OnError = Literal["skip", "raise"]
 
@@ -47,6 +48,29 @@ class VideoItem(TypedDict):
     video: Tensor
     label: Tensor
     index: int
+
+
+def check_names(split: str | None, extensions: Sequence[str]) -> None:
+    """Refuses a split that is no name, and extensions that are no endings.
+
+    Args:
+        split: A name, or None.
+        extensions: Endings, each with its dot.
+
+    Raises:
+        ValueError: One is something else.
+
+    Example:
+        >>> check_names("train", [".mp4"])
+        >>> check_names(None, ["mp4"])
+        Traceback (most recent call last):
+        ValueError: extensions must be a list of endings such as ['.mp4', '.mkv'], got ['mp4']
+    """
+    if split is not None and not isinstance(split, str):
+        raise ValueError(f"split must be a name or None, got {split!r}")
+    listed = isinstance(extensions, Sequence) and not isinstance(extensions, str)
+    if not listed or not all(isinstance(ending, str) and ending.startswith(".") for ending in extensions):
+        raise ValueError(f"extensions must be a list of endings such as ['.mp4', '.mkv'], got {extensions!r}")
 
 
 class VideoFolder(Dataset[VideoItem]):
@@ -117,6 +141,12 @@ class VideoFolder(Dataset[VideoItem]):
         split: str | None = None,
         index: str | os.PathLike[str] | None = None,
     ) -> None:
+        check_path(root=root)
+        check_path(index=index, or_none=True)
+        check_whole(frames=frames, stride=stride)
+        check_whole(clip_step=clip_step, or_none=True)
+        check_switch(cache=cache)
+        check_names(split, extensions)
         step = frames * stride if clip_step is None else clip_step
         for name, value in (("frames", frames), ("stride", stride), ("clip_step", step)):
             if value < 1:
@@ -124,8 +154,6 @@ class VideoFolder(Dataset[VideoItem]):
         fit_size(1, 1, size=size, resize=resize)  # checks both
         if on_error not in get_args(OnError):
             raise ValueError(f"on_error must be one of {list(get_args(OnError))}, got {on_error!r}")
-        if isinstance(extensions, str) or not all(ending.startswith(".") for ending in extensions):
-            raise ValueError(f"extensions must be a list of endings such as ['.mp4', '.mkv'], got {extensions!r}")
         listed = open_index(root, layout=layout, split=split, index=index, extensions=extensions)
         self.root = os.path.abspath(root)
         self.frames, self.stride, self.size, self.resize, self.clip_step = frames, stride, size, resize, step

@@ -5,17 +5,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import lightning.pytorch as L
 import torch
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
+from reco_lightning.checks import check_finite, check_path, check_switch, check_whole
 from reco_lightning.data.layouts import Layout
 from reco_lightning.data.resumable import ResumableDataLoader
-from reco_lightning.data.video import Resize
-from reco_lightning.data.video_folder import Clip, OnError, VideoFolder, VideoItem
+from reco_lightning.data.video import Resize, fit_size
+from reco_lightning.data.video_folder import Clip, OnError, VideoFolder, VideoItem, check_names
 from reco_lightning.data.video_scan import VIDEO_EXTENSIONS
 
 __all__ = ["VideoDataModule", "split_clips"]
@@ -148,6 +149,27 @@ class VideoDataModule(L.LightningDataModule):
         index: str | None = None,
     ) -> None:
         super().__init__()
+        check_path(root=root)
+        check_path(index=index, or_none=True)
+        check_whole(frames=frames, stride=stride, batch_size=batch_size, num_workers=num_workers, seed=seed)
+        check_whole(clip_step=clip_step, or_none=True)
+        check_switch(cache=cache)
+        check_names(split, extensions)
+        for name, value in (
+            ("frames", frames),
+            ("stride", stride),
+            ("clip_step", 1 if clip_step is None else clip_step),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        fit_size(1, 1, size=size, resize=resize)  # checks both
+        for choice, chosen, allowed in (
+            ("on_error", on_error, get_args(OnError)),
+            ("layout", layout, get_args(Layout)),
+            ("start_method", start_method, (*get_args(StartMethod), None)),
+        ):
+            if chosen not in allowed:
+                raise ValueError(f"{choice} must be one of {list(allowed)}, got {chosen!r}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if num_workers < 0:
@@ -236,5 +258,6 @@ class VideoDataModule(L.LightningDataModule):
 
 
 def _check_fraction(val_fraction: float) -> None:
+    check_finite(val_fraction=val_fraction)
     if not 0 <= val_fraction < 1:
         raise ValueError(f"val_fraction must be at least 0 and below 1, got {val_fraction}")

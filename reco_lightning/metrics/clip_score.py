@@ -18,6 +18,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
 
+from reco_lightning.checks import check_path, check_whole
 from reco_lightning.metrics.interval import check_videos
 from reco_lightning.plots import frame_scores
 from reco_lightning.tokenizers.base import fingerprint
@@ -94,6 +95,7 @@ class CLIP:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
+        check_path(folder=folder)
         try:
             from transformers import CLIPModel, CLIPTokenizer
         except ModuleNotFoundError as error:
@@ -182,6 +184,7 @@ def clip_score(videos: Tensor, texts: Sequence[str], encoder: PictureTextEncoder
     if len(texts) != len(videos) or isinstance(texts, str):
         found = "one string" if isinstance(texts, str) else f"{len(texts)}"
         raise ValueError(f"texts must be a list of one text for each of {len(videos)} videos, got {found}")
+    check_whole(frames=frames)
     length = videos.shape[2]
     if not 1 <= frames <= length:
         raise ValueError(f"frames must lie from 1 to {length}, the length of the videos, got {frames}")
@@ -236,8 +239,11 @@ class CLIPScore(Metric):
         self, encoder: str | os.PathLike[str] | PictureTextEncoder, *, frames: int = 17, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
+        check_whole(frames=frames)
         if frames < 1:
             raise ValueError(f"frames must be 1 or more, got {frames}")
+        if not isinstance(encoder, (str, os.PathLike)) and not callable(getattr(encoder, "pictures", None)):
+            raise ValueError(f"encoder must be a folder with CLIP or have the methods of CLIP, got {encoder!r}")
         self.frames = frames
         self.encoder = CLIP(encoder) if isinstance(encoder, (str, os.PathLike)) else encoder
         self.add_state("totals", torch.zeros(frames, dtype=torch.float64), dist_reduce_fx="sum")

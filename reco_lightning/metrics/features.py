@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reco_lightning.checks import check_path, check_whole
 from reco_lightning.metrics.protocols import FVDProtocol, fvd_protocol, resize_frames
 from reco_lightning.tokenizers.base import fingerprint
 
@@ -109,6 +110,7 @@ class RandomConvFeatures(nn.Module):
 
     def __init__(self, *, seed: int = 0, width: int = 32) -> None:
         super().__init__()
+        check_whole(seed=seed, width=width)
         if width < 1:
             raise ValueError(f"width must be 1 or more, got {width}")
         generator = torch.Generator().manual_seed(seed)
@@ -154,6 +156,10 @@ class TorchScriptFeatures:
         width: int = 400,
         batch_size: int = 8,
     ) -> None:
+        check_path(path=path)
+        check_whole(width=width, batch_size=batch_size)
+        if width < 1:
+            raise ValueError(f"width must be 1 or more, got {width}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
         if not Path(path).is_file():

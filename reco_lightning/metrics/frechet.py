@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from reco_lightning.checks import check_path, check_tensor, check_whole
 from reco_lightning.metrics.features import FeatureExtractor, RandomConvFeatures, TorchScriptFeatures
 from reco_lightning.metrics.i3d import load_i3d
 from reco_lightning.metrics.moments import Moments
@@ -107,6 +108,10 @@ def frechet_distance(real: Tensor, generated: Tensor, *, ddof: int = 1) -> Tenso
         >>> frechet_distance(x, 2 * x + 3, ddof=0).item()  # means 1 and 5, deviations 1 and 2
         17.0
     """
+    check_tensor(real=real, generated=generated)
+    check_whole(ddof=ddof)
+    if ddof not in (0, 1):
+        raise ValueError(f"ddof must be 0 or 1, got {ddof}")
     if real.ndim != 2 or generated.ndim != 2 or real.shape[1] != generated.shape[1]:
         raise ValueError(
             f"features must be of shapes (N, D) and (M, D), got {tuple(real.shape)} and {tuple(generated.shape)}"
@@ -127,6 +132,7 @@ def fvd_extractor(path: str | os.PathLike[str], protocol: str | FVDProtocol) -> 
     Raises:
         ValueError: If the file is none of those, or does not follow the protocol.
     """
+    check_path(path=path)
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any(name.split("/")[1:2] == ["code"] for name in archive.namelist()):
@@ -158,6 +164,8 @@ def frechet_video_distance(
         0.0
     """
     protocol = fvd_protocol(protocol)
+    if not callable(extractor):
+        raise ValueError(f"extractor must be a function from clips to features, got {extractor!r}")
     for clips in (real, generated):
         check_clips(clips, protocol.frames)
     return frechet_distance(extractor(real), extractor(generated), ddof=protocol.ddof)
@@ -248,6 +256,7 @@ class RandomFeatureDistance(MomentMetric):
     """
 
     def __init__(self, *, frames: int | None = None, seed: int = 0, **kwargs: Any) -> None:
+        check_whole(seed=seed)
         settings = {"protocol": f"no FVD: random convolutions, seed {seed}"}
         super().__init__(RandomConvFeatures(seed=seed), frames=frames, width=None, settings=settings, **kwargs)
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from reco_lightning.checks import check_path, check_switch
 from reco_lightning.metrics.features import KNOWN_FILES, git_blob_id
 from reco_lightning.metrics.i3d import InceptionI3D
 from reco_lightning.metrics.i3d_bundle import bundle_files, read_index, read_tensor
@@ -112,6 +113,8 @@ def convert_i3d(checkpoint: str, output: str, *, allow_unknown: bool = False) ->
     Raises:
         ValueError: If the checkpoint is not there, not whole, or not rgb_scratch.
     """
+    check_path(checkpoint=checkpoint, output=output)
+    check_switch(allow_unknown=allow_unknown)
     index, data = bundle_files(checkpoint)
     blob = git_blob_id(data)
     if blob != RGB_SCRATCH and not allow_unknown:

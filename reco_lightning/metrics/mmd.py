@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reco_lightning.checks import check_switch, check_tensor
 from reco_lightning.metrics.features import FeatureExtractor
 from reco_lightning.metrics.moments import Moments
 from reco_lightning.metrics.moments_metric import MomentMetric
@@ -78,6 +79,8 @@ def polynomial_mmd(real: Tensor, generated: Tensor, *, unbiased: bool = False) -
         >>> polynomial_mmd(x, 0 * x).item()  # both kernels with itself 1 / 4, mean over four pairs 1 / 8
         12.5
     """
+    check_tensor(real=real, generated=generated)
+    check_switch(unbiased=unbiased)
     if real.ndim != 2 or generated.ndim != 2 or real.shape[1] != generated.shape[1]:
         raise ValueError(
             f"features must be of shapes (N, D) and (M, D), got {tuple(real.shape)} and {tuple(generated.shape)}"
@@ -120,6 +123,7 @@ class PolynomialVideoMMD(MomentMetric):
         unbiased: bool = False,
         **kwargs: Any,
     ) -> None:
+        check_switch(unbiased=unbiased)
         protocol = getattr(getattr(extractor, "protocol", None), "describe", lambda: "the extractor's own")()
         settings = {"kernel": "(x.y / D)^2, times 100", "unbiased": unbiased, "protocol": protocol}
         super().__init__(extractor, frames=frames, width=width, settings=settings, **kwargs)

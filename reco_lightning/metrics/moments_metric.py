@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from reco_lightning.checks import check_whole
 from reco_lightning.metrics.features import FeatureExtractor, weights_id
 from reco_lightning.metrics.moments import Moments, load_moments, save_moments
 from reco_lightning.metrics.protocols import check_clips
@@ -63,8 +64,11 @@ class MomentMetric(Metric):
         super().__init__(**kwargs)
         if not callable(extractor):
             raise ValueError(f"extractor must be a function from clips to features, got {type(extractor).__name__}")
+        check_whole(frames=frames, width=width, or_none=True)
+        if frames is not None and frames < 1:
+            raise ValueError(f"frames must be 1 or more, or None for any, got {frames}")
         width = getattr(extractor, "width", None) if width is None else width
-        if not isinstance(width, int) or width < 1:
+        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
             raise ValueError(
                 f"width must be the number of features of a clip, 1 or more, got {width!r}: give it, as the extractor "
                 f"{type(extractor).__name__} has no attribute `width`"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from typing_extensions import override
 
+from reco_lightning.checks import check_size, check_whole
 from reco_lightning.metrics.interval import check_videos
 from reco_lightning.metrics.motion_manifest import BOUNDS, GROUPS, motion_group
 from reco_lightning.metrics.optical_flow import mean_flow
@@ -68,6 +69,8 @@ class MotionGroups(Metric):
         super().__init__(**kwargs)
         if not isinstance(metric, Metric):
             raise ValueError(f"metric must be a torchmetrics.Metric, got {type(metric).__name__}")
+        check_size(size=size)
+        check_whole(min_count=min_count)
         if min_count < 1:
             raise ValueError(f"min_count must be 1 or more, got {min_count}")
         self.size = (size[0], size[1])

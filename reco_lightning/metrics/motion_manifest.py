@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reco_lightning.checks import check_path, check_size, check_tensor, check_whole
 from reco_lightning.metrics.optical_flow import FARNEBACK, mean_flow
 from reco_lightning.whole_file import whole_file
 
@@ -42,6 +43,7 @@ def motion_group(flow: Tensor) -> Tensor:
         >>> motion_group(torch.tensor([0.0, 3.0, 6.0, 6.1])).tolist()
         [0, 1, 1, 2]
     """
+    check_tensor(flow=flow)
     return (flow >= BOUNDS[0]).long() + (flow > BOUNDS[1]).long()
 
 
@@ -129,6 +131,7 @@ class MotionManifest:
         Raises:
             ValueError: If the file holds none, or one that was measured otherwise.
         """
+        check_path(path=path)
         try:
             record = json.loads(Path(path).read_text(encoding="utf-8"))
             flows = {str(name): float(flow) for name, flow in record["flows"].items()}
@@ -176,6 +179,10 @@ def measure_motion(
         >>> measure_motion([("still.mp4", still)], size=(32, 32)).counts()
         {'low': 1, 'medium': 0, 'high': 0}
     """
+    check_size(size=size)
+    check_whole(stride=stride)
+    if stride < 1:
+        raise ValueError(f"stride must be 1 or more, got {stride}")
     flows: dict[str, float] = {}
     lengths = set()
     for name, frames in clips:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from reco_lightning.checks import check_size, check_whole_sequence
 from reco_lightning.metrics.interval import INTERVALS, IntervalMetric, Pairs, check_videos, frame_pairs
 
 __all__ = ["FARNEBACK", "IntervalOpticalFlow", "flow_magnitude", "interval_optical_flow", "mean_flow"]
@@ -82,6 +83,9 @@ def interval_optical_flow(videos: Tensor, intervals: Sequence[int] = INTERVALS, 
         [[0.0, 0.0]]
     """
     check_videos(videos)
+    check_whole_sequence(intervals=intervals)
+    if not intervals:
+        raise ValueError("intervals must be one or more whole numbers, got []")
     places = [frame_pairs(videos.shape[2], interval, pairs) for interval in intervals]
     rows = []
     for frames in _grey(videos):
@@ -109,6 +113,8 @@ def mean_flow(videos: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
         [0.0, 0.0]
     """
     check_videos(videos)
+    if size is not None:
+        check_size(size=size)
     places = frame_pairs(videos.shape[2], 1, "all")
     means = []
     for frames in _grey(videos):

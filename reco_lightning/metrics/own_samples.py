@@ -13,14 +13,37 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from reco_lightning.checks import check_whole
+from reco_lightning.draws import check_sampling
 from reco_lightning.generation import generate
 
-__all__ = ["generated_batches", "network_of", "token_layout", "unpack"]
+__all__ = ["check_batches", "generated_batches", "network_of", "token_layout", "unpack"]
 
 
 def network_of(model: pl.LightningModule | nn.Module) -> Any:
     """The network of a module that has one as ``network``, or the network itself."""
-    return model.network if isinstance(model, pl.LightningModule) else model
+    network = getattr(model, "network", None) if isinstance(model, pl.LightningModule) else model
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"model must be a network, or a LightningModule with one as `network`, got {model!r}")
+    return network
+
+
+def check_batches(batches: Iterable[Mapping[str, Tensor]]) -> None:
+    """Refuses what holds no batches.
+
+    Args:
+        batches: Anything that can be gone through.
+
+    Raises:
+        ValueError: It cannot.
+
+    Example:
+        >>> check_batches(3)
+        Traceback (most recent call last):
+        ValueError: batches must be an iterable of dicts with 'tokens', got 3
+    """
+    if not isinstance(batches, Iterable):
+        raise ValueError(f"batches must be an iterable of dicts with 'tokens', got {batches!r}")
 
 
 def token_layout(network: Any) -> tuple[int, int, int]:
@@ -106,7 +129,12 @@ def generated_batches(
         0
     """
     network = network_of(model)
+    check_batches(batches)
+    check_sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     tokens_per_block, blocks, front = token_layout(network)
+    check_whole(given_blocks=given_blocks, first_index=first_index)
+    if first_index < 0:
+        raise ValueError(f"first_index must be 0 or more, got {first_index}")
     if not 0 <= given_blocks < blocks:
         raise ValueError(
             f"given_blocks must lie from 0 to {blocks - 1} for a network with {blocks} frame blocks, got {given_blocks}"

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from typing_extensions import override
 
-from reco_lightning.metrics.own_samples import network_of, token_layout, unpack
+from reco_lightning.checks import check_tensor, check_whole
+from reco_lightning.metrics.own_samples import check_batches, network_of, token_layout, unpack
 from reco_lightning.plots import position_cross_entropy
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def position_loss(logits: Tensor, targets: Tensor) -> Tensor:
         >>> position_loss(torch.zeros(1, 2, 4), torch.tensor([[0, 3]]))
         tensor([[1.3863, 1.3863]])
     """
+    check_tensor(logits=logits, targets=targets)
     if logits.ndim != 3 or logits.shape[:2] != targets.shape:
         raise ValueError(
             f"logits must be (B, N, V) and targets (B, N), got {tuple(logits.shape)} and {tuple(targets.shape)}"
@@ -93,6 +95,7 @@ class PositionLoss(Metric):
 
     def __init__(self, num_tokens: int, tokens_per_block: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        check_whole(num_tokens=num_tokens, tokens_per_block=tokens_per_block)
         if tokens_per_block < 1 or num_tokens < 1 or num_tokens % tokens_per_block:
             raise ValueError(
                 f"num_tokens must be whole frame blocks of tokens_per_block, got num_tokens={num_tokens} and "
@@ -210,6 +213,9 @@ def measure_position_loss(
         torch.Size([8])
     """
     network = network_of(model)
+    check_batches(batches)
+    if metric is not None and not isinstance(metric, PositionLoss):
+        raise ValueError(f"metric must be a PositionLoss or None, got {metric!r}")
     if metric is None:
         metric = PositionLoss.of(network)
     modes = [(module, module.training) for module in network.modules()]

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reco_lightning.checks import check_finite, check_tensor, check_whole
+
 __all__ = ["PROTOCOLS", "FVDProtocol", "check_clips", "fvd_protocol", "resize_frames"]
 
 #: Height and width that Inception-I3D takes, in pixels.
@@ -58,6 +60,14 @@ class FVDProtocol:
     place: Literal["first", "centre"] = "first"
 
     def __post_init__(self) -> None:
+        check_whole(frames=self.frames, clips=self.clips, ddof=self.ddof)
+        check_finite(norm_epsilon=self.norm_epsilon)
+        if not isinstance(self.name, str):
+            raise ValueError(f"name must be text, got {self.name!r}")
+        if self.clips < 1:
+            raise ValueError(f"clips must be 1 or more, got {self.clips}")
+        if self.norm_epsilon <= 0:
+            raise ValueError(f"norm_epsilon must be above 0, got {self.norm_epsilon}")
         if self.frames < 9:
             raise ValueError(f"frames must be 9 or more for Inception-I3D, got {self.frames}; take longer clips")
         for name, value, allowed in (
@@ -132,7 +142,7 @@ def fvd_protocol(protocol: str | FVDProtocol) -> FVDProtocol:
     """
     if isinstance(protocol, FVDProtocol):
         return protocol
-    if protocol not in PROTOCOLS:
+    if not isinstance(protocol, str) or protocol not in PROTOCOLS:
         raise ValueError(
             f"protocol must be one of {', '.join(PROTOCOLS)}, or an FVDProtocol of your own, got {protocol!r}"
         )
@@ -182,6 +192,7 @@ def check_clips(clips: Tensor, frames: int | None = None) -> None:
         >>> import torch
         >>> check_clips(torch.zeros(2, 3, 16, 8, 8, dtype=torch.uint8), frames=16)
     """
+    check_tensor(clips=clips)
     if clips.dtype != torch.uint8 or clips.ndim != 5 or clips.shape[1] != 3:
         raise ValueError(
             f"clips must be uint8 of shape (B, 3, T, H, W), got {clips.dtype} of shape {tuple(clips.shape)}; stored "

@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from reco_lightning.checks import check_finite, check_switch, check_whole
+
 __all__ = ["arguments_from_json", "check_arguments", "hidden_width"]
 
 # The options of a released config.json, with the published class's own defaults for what is missing.
@@ -117,7 +119,12 @@ def check_arguments(config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: One is out of its range, or does not divide.
     """
-    for name in ("vocab_size", "video_tokens", "dim", "depth", "heads", "kv_heads", "hidden_dim"):
+    sizes = ("vocab_size", "video_tokens", "dim", "depth", "heads", "kv_heads", "hidden_dim")
+    rates = ("token_dropout", "attention_dropout", "residual_dropout", "feed_forward_dropout")
+    check_whole(**{name: config[name] for name in (*sizes, "condition_tokens", "num_classes")})
+    check_finite(**{name: config[name] for name in (*rates, "norm_eps")})
+    check_switch(learned_positions=config["learned_positions"])
+    for name in sizes:
         if config[name] < 1:
             raise ValueError(f"{name} must be 1 or more, got {config[name]}")
     for name, part in (("dim", "heads"), ("heads", "kv_heads")):
@@ -129,6 +136,8 @@ def check_arguments(config: Mapping[str, Any]) -> None:
             "condition_tokens and num_classes must be 0 or more, and not both above 0 (the network is conditioned on a "
             f"class or on frames), got {condition} and {classes}"
         )
-    for name in ("token_dropout", "attention_dropout", "residual_dropout", "feed_forward_dropout"):
+    if config["norm_eps"] <= 0:
+        raise ValueError(f"norm_eps must be above 0, got {config['norm_eps']}")
+    for name in rates:
         if not 0 <= config[name] < 1:
             raise ValueError(f"{name} must lie in [0, 1), got {config[name]}")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from reco_lightning.data.caption_ids import caption_ids, load_text_tokenizer
-from reco_lightning.draws import own_draws, sample_token
+from reco_lightning.draws import check_sampling, own_draws, sample_token
 
 __all__ = ["generate_from_text"]
 
@@ -67,14 +67,7 @@ def generate_from_text(
         torch.Size([2, 4])
     """
     network: Any = model.network if isinstance(model, pl.LightningModule) else model
-    if temperature < 0:
-        raise ValueError(f"temperature must be 0 or more, got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be 1 or more, or None for all tokens, got {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p must lie in (0, 1], or be None for all tokens, got {top_p}")
-    if cfg_scale < 0:
-        raise ValueError(f"cfg_scale must be 0 or more, got {cfg_scale}")
+    check_sampling(temperature=temperature, top_k=top_k, top_p=top_p, cfg_scale=cfg_scale, seed=seed)
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
     given = _ids(captions, tokenizer, network.text_ids)

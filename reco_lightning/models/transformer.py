@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from reco_lightning.checks import check_finite, check_switch, check_whole, check_whole_sequence
 from reco_lightning.engines.attention import causal_bias
 
 __all__ = [
@@ -239,6 +240,11 @@ class VideoTransformer(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        check_whole(vocab_size=vocab_size, dim=dim, depth=depth, heads=heads, num_classes=num_classes)
+        check_whole(or_none=True, hidden_dim=hidden_dim)
+        check_whole_sequence(grid=grid)
+        check_switch(start_token=start_token)
+        check_finite(dropout=dropout)
         for name, value in (("vocab_size", vocab_size), ("dim", dim), ("depth", depth), ("heads", heads)):
             if value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}")
@@ -253,6 +259,8 @@ class VideoTransformer(nn.Module):
             )
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+        if hidden_dim is not None and hidden_dim < 1:
+            raise ValueError(f"hidden_dim must be 1 or more, or None for 8/3 of dim, got {hidden_dim}")
         if hidden_dim is None:
             multiple = 256 if dim >= 512 else 64
             hidden_dim = -(-8 * dim // 3 // multiple) * multiple

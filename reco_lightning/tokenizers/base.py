@@ -14,6 +14,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from reco_lightning.checks import check_tensor, check_whole
+
 __all__ = ["VideoTokenizer", "fingerprint", "latent_grid", "to_uint8", "to_unit_range"]
 
 
@@ -35,6 +37,7 @@ def to_unit_range(clips: Tensor) -> Tensor:
         >>> to_unit_range(clips).flatten().tolist()
         [-1.0, 1.0]
     """
+    check_tensor(clips=clips)
     if clips.dtype != torch.uint8 or clips.ndim != 5:
         raise ValueError(
             f"clips must be uint8 of shape (B, T, H, W, C), got {clips.dtype} of shape {tuple(clips.shape)}; "
@@ -60,6 +63,7 @@ def to_uint8(video: Tensor) -> Tensor:
         >>> to_uint8(torch.tensor([-1.0, 0.0, 1.3]).view(1, 1, 3, 1, 1)).flatten().tolist()
         [0, 128, 255]
     """
+    check_tensor(video=video)
     if not video.is_floating_point() or video.ndim != 5:
         raise ValueError(
             f"video must be floating point of shape (B, C, T, H, W), got {video.dtype} of shape "
@@ -91,6 +95,7 @@ def latent_grid(
         >>> latent_grid(17, 64, 96, temporal_stride=4, spatial_stride=8)
         (5, 8, 12)
     """
+    check_whole(frames=frames, height=height, width=width)
     if frames < 1 or (frames - 1) % temporal_stride:
         low = 1 + max(frames - 1, 0) // temporal_stride * temporal_stride
         raise ValueError(

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
+from reco_lightning.checks import check_tensor, check_whole
+
 __all__ = ["block_grid", "check_ids", "check_loaded", "check_video"]
 
 
@@ -34,6 +36,7 @@ def block_grid(
         >>> block_grid(16, 64, 96, frame_multiple=4, temporal_stride=4, spatial_stride=8)
         (4, 8, 12)
     """
+    check_whole(frames=frames, height=height, width=width)
     for name, size, multiple, unit, remedy in (
         ("frames", frames, frame_multiple, "", "take clips of"),
         ("height", height, spatial_stride, " pixels", "resize or crop the clips to"),
@@ -59,6 +62,7 @@ def check_video(video: Tensor) -> None:
         >>> import torch
         >>> check_video(torch.zeros(1, 3, 4, 16, 16))
     """
+    check_tensor(video=video)
     if video.ndim != 5 or video.shape[1] != 3 or not video.is_floating_point():
         raise ValueError(
             f"video must be floating point of shape (B, 3, T, H, W) in [-1, 1], got {video.dtype} of shape "
@@ -80,6 +84,7 @@ def check_ids(ids: Tensor, codebook_size: int) -> None:
         >>> import torch
         >>> check_ids(torch.tensor([[[[0, 7]]]]), 8)
     """
+    check_tensor(ids=ids)
     if ids.ndim != 4 or ids.is_floating_point() or ids.numel() == 0:
         raise ValueError(
             f"ids must be integers of shape (B, t, h, w), got {ids.dtype} of shape {tuple(ids.shape)}; "

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from reco_lightning.checks import check_finite
 from reco_lightning.tokenizers.checks import block_grid, check_ids, check_loaded, check_video
 from reco_lightning.tokenizers.frozen import FrozenNetwork
 
@@ -57,6 +58,15 @@ class Emu3Tokenizer(FrozenNetwork):
         self, model: Any, *, image_mean: float | Sequence[float] = 0.5, image_std: float | Sequence[float] = 0.5
     ) -> None:
         super().__init__()
+        if not hasattr(getattr(model, "config", None), "temporal_downsample_factor"):
+            raise ValueError(f"model must be a transformers Emu3VQVAE, got a {type(model).__name__}")
+        for name, values in (("image_mean", image_mean), ("image_std", image_std)):
+            for value in values if isinstance(values, (list, tuple)) else (values,):
+                check_finite(**{name: value})
+            if isinstance(values, (list, tuple)) and len(values) != 3:
+                raise ValueError(f"{name} must be one number or three, got {values!r}")
+        if min(image_std if isinstance(image_std, (list, tuple)) else (image_std,)) <= 0:
+            raise ValueError(f"image_std must be above 0, got {image_std!r}")
         self.model: Any = model
         self.codebook_size = int(model.config.codebook_size)
         self.temporal_stride = int(model.config.temporal_downsample_factor)

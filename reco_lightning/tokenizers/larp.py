@@ -65,6 +65,8 @@ class LARPTokenizer(FrozenNetwork):
 
     def __init__(self, config: LARPConfig | None = None) -> None:
         super().__init__()
+        if config is not None and not isinstance(config, LARPConfig):
+            raise ValueError(f"config must be a LARPConfig or None, got a {type(config).__name__}")
         config = config or LARPConfig()
         self.config = config
         self.codebook_size = config.codebook_size

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from reco_lightning.checks import check_finite, check_switch, check_whole
+
 __all__ = ["LARPConfig", "config_from_json"]
 
 _TRUNK = "transformer_encoder_parallel"
@@ -81,6 +83,10 @@ class LARPConfig:
     latent_pe_scale_factor: float = 10_000.0
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            check = {"int": check_whole, "float": check_finite, "bool": check_switch}.get(str(field.type))
+            if check is not None:
+                check(**{field.name: getattr(self, field.name)})
         for field in fields(self):
             if field.type == "int" and getattr(self, field.name) < 1:
                 raise ValueError(f"{field.name} must be 1 or more, got {getattr(self, field.name)}")

@@ -20,6 +20,7 @@ from torch import nn
 
 from reco_lightning import tokenizers
 from reco_lightning.checkpoints import load_module
+from reco_lightning.checks import check_path, check_whole
 from reco_lightning.tokenizers.base import VideoTokenizer
 
 __all__ = ["load_tokenizer", "tokenizer_kind"]
@@ -53,6 +54,7 @@ def load_tokenizer(source: str | os.PathLike[str], *, vocab_size: int | None = N
             ...
         ValueError: tokenizer must be a folder or a checkpoint file, got 'nowhere.ckpt', which is none; ...
     """
+    check_whole(vocab_size=vocab_size, or_none=True)
     kind = tokenizer_kind(source)
     cls: Any = getattr(tokenizers, kind)  # imported now: some need an extra
     try:
@@ -88,6 +90,7 @@ def tokenizer_kind(source: str | os.PathLike[str]) -> str:
         >>> tokenizer_kind(folder)
         'Emu3Tokenizer'
     """
+    check_path(tokenizer=source)
     path = Path(source)
     if path.is_dir():
         return _folder_kind(path)

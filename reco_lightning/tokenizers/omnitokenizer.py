@@ -81,6 +81,8 @@ class OmniTokenizer(FrozenNetwork):
 
     def __init__(self, config: OmniTokenizerConfig | None = None) -> None:
         super().__init__()
+        if config is not None and not isinstance(config, OmniTokenizerConfig):
+            raise ValueError(f"config must be an OmniTokenizerConfig or None, got a {type(config).__name__}")
         config = config or OmniTokenizerConfig()
         self.config = config
         self.codebook_size = config.n_codes

@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor
+
+from reco_lightning.checks import check_finite, check_switch, check_whole
 
 __all__ = ["OmniTokenizerConfig", "config_from_weights"]
 
@@ -88,6 +90,10 @@ class OmniTokenizerConfig:
     l2_code: bool = True
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            check = {"int": check_whole, "float": check_finite, "bool": check_switch}.get(str(field.type))
+            if check is not None:
+                check(**{field.name: getattr(self, field.name)})
         for name in (
             "n_codes",
             "codebook_dim",
@@ -104,7 +110,7 @@ class OmniTokenizerConfig:
         if self.temporal_depth < 0:
             raise ValueError(f"temporal_depth must be at least 0, got {self.temporal_depth}")
         for name in ("enc_block", "dec_block"):
-            if set(getattr(self, name)) - {"t", "w"}:
+            if not isinstance(getattr(self, name), str) or set(getattr(self, name)) - {"t", "w"}:
                 raise ValueError(
                     f'{name} must hold one letter per layer, "t" (full attention) or "w" (window attention), got '
                     f"{getattr(self, name)!r}; pooling (a, m, l) and upsampling (n, r) occur in no released checkpoint"

@@ -53,6 +53,8 @@ class VidTokTokenizer(FrozenNetwork):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
+        if not hasattr(getattr(model, "config", None), "regularizer"):
+            raise ValueError(f"model must be a diffusers AutoencoderVidTok, got a {type(model).__name__}")
         if model.config.regularizer != "fsq":
             raise ValueError(
                 f'model must have regularizer "fsq", got {model.config.regularizer!r}, which gives no ids; '

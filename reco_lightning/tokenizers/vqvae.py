@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from typing_extensions import override
 
+from reco_lightning.checks import check_finite, check_whole
 from reco_lightning.tokenizers.base import latent_grid, to_unit_range
 from reco_lightning.tokenizers.layers import PATCH, build_decoder, build_encoder
 
@@ -158,6 +159,27 @@ class VQVAE(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_whole(
+            codebook_size=codebook_size,
+            spatial_stride=spatial_stride,
+            width=width,
+            depth=depth,
+            code_dim=code_dim,
+            warmup_steps=warmup_steps,
+            seed=seed,
+        )
+        check_whole(decay_steps=decay_steps, or_none=True)
+        check_finite(
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            mse_weight=mse_weight,
+            gradient_weight=gradient_weight,
+            commitment_weight=commitment_weight,
+            codebook_decay=codebook_decay,
+            dead_code_threshold=dead_code_threshold,
+        )
+        if learning_rate <= 0:
+            raise ValueError(f"learning_rate must be above 0, got {learning_rate}")
         if spatial_stride not in (8, 16):
             raise ValueError(f"spatial_stride must be 8 or 16, got {spatial_stride}")
         if width < 8 or width % 8:
@@ -172,6 +194,7 @@ class VQVAE(L.LightningModule):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         for name, weight in (
+            ("weight_decay", weight_decay),
             ("mse_weight", mse_weight),
             ("gradient_weight", gradient_weight),
             ("commitment_weight", commitment_weight),
