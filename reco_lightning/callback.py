@@ -159,6 +159,7 @@ class ReCoCallback(pl.Callback):
         self.engine = engine
         self.hints = Hints(network, blocks, head, prefix_tokens)
         self.verify = verify
+        self.windows: tuple[Window, ...] = ()  # of the last step
         self._patch: PatchedMethod | None = None
         self._injection: Injection | None = None
         self._report: StepReport | None = None
@@ -296,6 +297,7 @@ class ReCoCallback(pl.Callback):
             progress=progress,
             probabilities=self._by_loss(module, step_index, progress),
         )
+        self.windows = tuple(windows)
         attached = self.attached_blocks * self.sampler.tokens_per_block
         if attached and self.attached_share < 1:
             source = random.Random(f"{self.sampler.seed}:{step_index}:attached")

@@ -87,6 +87,11 @@ COMMANDS: tuple[Command, ...] = (
         "reco_lightning.study.command:study",
     ),
     Command(
+        "plan",
+        "Predict memory and operations of training steps, without running them.",
+        "reco_lightning.plan_report:plan",
+    ),
+    Command(
         "explain",
         "Say which engine, blocks and head a config would use, and what a step costs.",
         "reco_lightning.lightning_cli:run_explain",
@@ -244,7 +249,10 @@ def _refusal(error: BaseException | None) -> BaseException | None:
 
 def _is_about_arguments(error: BaseException) -> bool:
     """Whether our own code refused something; an error from deeper down needs its traceback."""
-    refused = isinstance(error, (ValueError, FileNotFoundError)) or type(error).__name__ == "MisconfigurationException"
+    refused = (
+        isinstance(error, (ValueError, OSError, FloatingPointError))
+        or type(error).__name__ == "MisconfigurationException"
+    )
     missing_extra = isinstance(error, ModuleNotFoundError) and "pip install" in str(error)
     if not (refused or missing_extra):
         return False

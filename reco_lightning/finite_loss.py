@@ -116,7 +116,7 @@ class FiniteLoss(pl.Callback):
 
 def _windows(trainer: pl.Trainer) -> tuple[Window, ...]:
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return next((getattr(each, "windows", ()) for each in callbacks if isinstance(each, ReCoCallback)), ())
+    return next((each.windows for each in callbacks if isinstance(each, ReCoCallback)), ())
 
 
 def _finite(values: Tensor) -> bool:

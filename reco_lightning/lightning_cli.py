@@ -20,15 +20,18 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
+import reco_lightning.checkpoint_files
 import reco_lightning.data.caption_module  # imported so that `class_path: CaptionDataModule` and the like resolve
 import reco_lightning.data.caption_requests
 import reco_lightning.data.token_module
 import reco_lightning.data.video_module
+import reco_lightning.finite_loss
 import reco_lightning.models.text_video_model
 import reco_lightning.models.video_model
 import reco_lightning.position_profile
 import reco_lightning.prediction
 import reco_lightning.samples
+import reco_lightning.stopping
 import reco_lightning.tokenizers.vqvae  # noqa: F401
 from reco_lightning.callback import ReCoCallback
 from reco_lightning.checkpoints import VIDEO_MODEL, checkpoint_model

@@ -31,18 +31,23 @@ def last_checkpoint(trainer: pl.Trainer) -> str:
         trainer: The trainer, set up.
 
     Returns:
-        The file that the first `ModelCheckpoint` last wrote under that name, or else a new name in its folder;
+        The file of a `ModelCheckpoint` that writes every checkpoint to `last.ckpt`, as those of the recipes do; or else
+        the file that the first one last wrote under that name, or a new name in its folder;
         without such a callback `checkpoints/last.ckpt` in the run's own folder.
     """
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint):
-            if not callback.last_model_path:
-                name, version = callback.format_checkpoint_name({}, callback.CHECKPOINT_NAME_LAST), 1
-                while callback.file_exists(name, trainer):  # of another run in the same folder
-                    name = callback.format_checkpoint_name({}, callback.CHECKPOINT_NAME_LAST, ver=version)
-                    version += 1
-                callback.last_model_path = name  # is saved too, so that a resumed run goes on replacing this file
-            return callback.last_model_path
+    callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    for callback in callbacks:
+        if callback.filename == callback.CHECKPOINT_NAME_LAST and callback.monitor is None:
+            return callback.best_model_path or callback.format_checkpoint_name({})
+    if callbacks:
+        callback = callbacks[0]
+        if not callback.last_model_path:
+            name, version = callback.format_checkpoint_name({}, callback.CHECKPOINT_NAME_LAST), 1
+            while callback.file_exists(name, trainer):  # of another run in the same folder
+                name = callback.format_checkpoint_name({}, callback.CHECKPOINT_NAME_LAST, ver=version)
+                version += 1
+            callback.last_model_path = name  # is saved too, so that a resumed run goes on replacing this file
+        return callback.last_model_path
     return os.path.join(run_folder(trainer), "checkpoints", "last.ckpt")
 
 

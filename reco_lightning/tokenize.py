@@ -27,6 +27,7 @@ from reco_lightning.data.unfinished import UnfinishedTokens
 from reco_lightning.data.video import Resize, VideoError, fit_size
 from reco_lightning.data.video_folder import Clip, VideoFolder
 from reco_lightning.encoding import ClipsToEncode, EncodeModule, PartsCallback, as_it_was
+from reco_lightning.stopping import StopOnSignal
 from reco_lightning.tokenizers.base import VideoTokenizer, fingerprint
 from reco_lightning.tokenizers.loading import load_tokenizer
 
@@ -189,7 +190,10 @@ def tokenize_folder(
         enable_model_summary=False,
         enable_progress_bar=False,
         use_distributed_sampler=False,  # ClipsToEncode deals out the batches
-        callbacks=[PartsCallback(work, [clip.path for clip in folder.clips], publisher.publish, progress=progress)],
+        callbacks=[
+            PartsCallback(work, [clip.path for clip in folder.clips], publisher.publish, progress=progress),
+            StopOnSignal(),
+        ],
     )
     with as_it_was(model):
         clips = ClipsToEncode(folder, work, plan=plan, batch_size=batch_size, num_workers=num_workers)

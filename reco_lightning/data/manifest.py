@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from reco_lightning.checks import check_whole_sequence
+from reco_lightning.disk_errors import named_disk_errors
 
 __all__ = [
     "COLUMNS",
@@ -135,7 +136,8 @@ def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> Path:
     path = Path(folder, MANIFEST)
     content = {"format": _FORMAT, "version": _VERSION, **dataclasses.asdict(manifest)}
     temporary = path.with_name(f".{MANIFEST}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
+    remedy = "the manifest that was there is as it was: free space, and give the same command again"
+    with named_disk_errors(path, remedy), open(temporary, "w", encoding="utf-8") as file:
         json.dump(content, file, indent=1, ensure_ascii=False)
         file.flush()
         os.fsync(file.fileno())

@@ -27,8 +27,11 @@ from reco_lightning.data.manifest import (
     file_sha256,
     write_manifest,
 )
+from reco_lightning.disk_errors import named_disk_errors
 
 __all__ = ["ClipSource", "TokenShardWriter", "check_ids", "refuse_shards", "token_dtype"]
+
+_KEPT = "the shards that were there are as they were: free space, and give the same command again"
 
 
 class ClipSource(NamedTuple):
@@ -345,7 +348,7 @@ def _shard_files(folder: Path) -> list[str]:
 def _store(folder: Path, name: str, array: npt.NDArray[Any]) -> StoredArray:
     """Write an array under a name that its content gives, so that it never replaces another one."""
     path = folder / f"{name}.npy"
-    with open(path, "wb") as file:
+    with named_disk_errors(path, _KEPT), open(path, "wb") as file:
         np.save(file, np.ascontiguousarray(array), allow_pickle=False)
         file.flush()
         os.fsync(file.fileno())

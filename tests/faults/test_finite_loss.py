@@ -13,14 +13,6 @@ from reco_lightning.finite_loss import FiniteLoss, first_not_finite
 from tests.faults.runs import GRID, VOCAB
 
 
-class Told(ReCoCallback):
-    """Says which windows a step has."""
-
-    def on_train_batch_end(self, *args, **kwargs):
-        self.windows = tuple(group.window for group in self._injection.engine.output.groups)
-        super().on_train_batch_end(*args, **kwargs)
-
-
 class Spoil(pl.Callback):
     """Puts a value into a weight before the batch of a number."""
 
@@ -60,7 +52,7 @@ def test_the_message_names_step_window_parameter_and_gradient(tmp_path, value):
         r"No checkpoint was written since: resume from the last one with a lower learning rate"
     )
     with pytest.raises(FloatingPointError, match=expected):
-        fit(tmp_path, Told(WindowSampler(3, 4)), Spoil(5, value), FiniteLoss(every_n_batches=1))
+        fit(tmp_path, ReCoCallback(WindowSampler(3, 4)), Spoil(5, value), FiniteLoss(every_n_batches=1))
 
 
 def test_no_checkpoint_holds_such_weights(tmp_path):
