@@ -254,13 +254,15 @@ def test_commented_loggers_are_one_line_each(logger: str) -> None:
 
 
 def test_runs_log_to_wandb_offline_each_to_a_folder_of_its_own() -> None:
-    for name in ["baseline", "reco", "vqvae", *ROWS]:
+    for name in ["baseline", "reco", "best", "vqvae", *ROWS]:
         trainer = RECIPES[name].config["trainer"]
         assert trainer["logger"] == {
             "class_path": "WandbLogger",
             "init_args": {"project": "reco", "name": name, "save_dir": f"outputs/{name}", "offline": True},
         }
-        assert callback(RECIPES[name], "ModelCheckpoint")["auto_insert_metric_name"] is False
+        best, last = (c["init_args"] for c in trainer["callbacks"] if c["class_path"] == "ModelCheckpoint")
+        assert best["auto_insert_metric_name"] is False
+        assert last == {"filename": "last", "enable_version_counter": False}  # no monitor: of every epoch
 
 
 def test_tables_name_every_row_once_and_stand_on_pieces() -> None:
@@ -387,7 +389,7 @@ def small_kind(name: str) -> str:
 
 def runs_when_small() -> list[str]:
     kinds: dict[str, str] = {}
-    for name in ["baseline", "reco", *ROWS]:
+    for name in ["baseline", "reco", "best", *ROWS]:
         kinds.setdefault(small_kind(name), name)
     return list(kinds.values())
 
