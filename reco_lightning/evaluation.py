@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from typing_extensions import override
 
+from reco_lightning.checks import check_path, check_switch, check_whole
 from reco_lightning.data.frames import is_frame_folder
 from reco_lightning.data.tokens import TokenShards
 from reco_lightning.data.video import read_clip
 from reco_lightning.decoding import decode_videos
 from reco_lightning.disk_errors import named_disk_errors
+from reco_lightning.draws import check_sampling
 from reco_lightning.evaluation_report import write_report
 from reco_lightning.generation import generate
 from reco_lightning.metrics.clip_score import CLIPScore
@@ -33,6 +35,7 @@ from reco_lightning.metrics.interval import INTERVALS, IntervalPSNR
 from reco_lightning.metrics.motion_groups import MotionGroups
 from reco_lightning.metrics.optical_flow import IntervalOpticalFlow
 from reco_lightning.metrics.position_loss import PositionLoss
+from reco_lightning.metrics.protocols import fvd_protocol
 from reco_lightning.models.video_model import VideoModel
 from reco_lightning.tokenizers.base import VideoTokenizer, fingerprint
 from reco_lightning.tokenizers.loading import load_tokenizer
@@ -68,6 +71,7 @@ class EvaluateVideos(pl.Callback):
         top_p: As in ``generate``.
         cfg_scale: As in ``generate``.
         seed: As in ``generate``.
+        window_blocks: As in ``generate``: what a model of Fewer-Frames sees at once.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -94,7 +98,22 @@ class EvaluateVideos(pl.Callback):
         top_p: float | None = None,
         cfg_scale: float = 1.0,
         seed: int = 0,
+        window_blocks: int | None = None,
     ) -> None:
+        check_path(tokenizer=tokenizer, output=output)
+        check_path(videos=videos, extractor=extractor, clip=clip, or_none=True)
+        check_whole(n=n, or_none=True)
+        check_whole(first_blocks=first_blocks)
+        check_switch(flow=flow)
+        fvd_protocol(protocol)
+        check_sampling(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            cfg_scale=cfg_scale,
+            seed=seed,
+            window_blocks=window_blocks,
+        )
         if n is not None and n < 2:
             raise ValueError(f"n must be 2 clips or more, or None for all, got {n}")
         if first_blocks < 0:
@@ -113,6 +132,7 @@ class EvaluateVideos(pl.Callback):
             "top_p": top_p,
             "cfg_scale": cfg_scale,
             "seed": seed,
+            "window_blocks": window_blocks,
         }
         self._decoder: VideoTokenizer | None = None
         self._metrics: dict[str, Metric] = {}

@@ -223,6 +223,7 @@ def test_what_other_commands_are_told() -> None:
     assert options_for(RECIPES["table9/sky-reco-32"], "generate")["length"] == 1 + 32 // 4
     assert options_for(RECIPES["table9/sky-reco-64"], "generate")["length"] == 1 + 64 // 4
     assert options_for(RECIPES["table1/ffs-fewer-frames"], "generate")["window_blocks"] == 2
+    assert options_for(RECIPES["table1/ffs-fewer-frames"], "evaluate")["evaluation"]["window_blocks"] == 2
     test_set = options_for(RECIPES["table6/ucf101-reco"], "evaluate")
     assert test_set["data"]["init_args"]["folder"] == "tokens/ucf101-test"
     assert test_set["data"]["init_args"]["val_fraction"] == 0

@@ -97,6 +97,19 @@ def export_litdata(
                 _store(output, storage_options).upload_file(str(path), _join(output, name))
 
 
+class _Refused:
+    """Stands in for a serializer of litdata's that unpickles, which would run code in files from elsewhere."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def setup(self, data_format: object) -> None:
+        raise ValueError(
+            f"folder must hold token shards that export_litdata wrote, got items in litdata's format {self.name!r}, "
+            "whose reading can run code: export the shards anew"
+        )
+
+
 class LitTokenDataModule(L.LightningDataModule):
     """Training and validation batches of tokens, streamed from what `export_litdata` wrote.
 
@@ -191,6 +204,7 @@ class LitTokenDataModule(L.LightningDataModule):
             item_shuffle_window=0,  # 0: anywhere in the file; such an order needs clips decoded one by one
             batch_decode=0,
             storage_options=self.storage_options,
+            serializers={name: _Refused(name) for name in ("pickle", "graph")},
         )
         processes, parts = dataset.distributed_env.world_size, data_ranks(self.trainer)[1]
         if parts not in (None, processes):

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Subset
 from typing_extensions import override
 
+from reco_lightning.checks import check_finite, check_path, check_switch, check_whole
 from reco_lightning.data.passes import data_ranks
 from reco_lightning.data.resumable import ResumableDataLoader
 from reco_lightning.data.shard_fit import refuse_misfit
@@ -194,6 +195,10 @@ class TokenDataModule(L.LightningDataModule):
         verify: bool = False,
     ) -> None:
         super().__init__()
+        check_path(folder=folder)
+        check_whole(batch_size=batch_size, num_workers=num_workers, seed=seed, split_seed=split_seed)
+        check_finite(val_fraction=val_fraction)
+        check_switch(shuffle=shuffle, drop_last=drop_last, strict_resume=strict_resume, verify=verify)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if num_workers < 0:

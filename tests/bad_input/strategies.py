@@ -440,6 +440,7 @@ ENTRIES: tuple[Entry, ...] = (
             "clip": MAYBE_PATH,
             "flow": SWITCH,
             "first_blocks": whole(0),
+            "window_blocks": BLOCKS,
         },
     ),
     Entry(
@@ -893,13 +894,7 @@ ENTRIES: tuple[Entry, ...] = (
 )
 """Every public callable that takes plain values, tensors or paths."""
 
-BY_NAME = {entry.name: entry for entry in ENTRIES}
-
-_LATE = "checked when it is used"
-
 UNCHECKED: dict[tuple[str, str], str] = {
     **{("Window", name): "made by the sampler, thousands a run" for name in ("start", "stop")},
-    **{("EvaluateVideos", name): _LATE for name in BY_NAME["EvaluateVideos"].wrong},
-    **{("TokenDataModule", name): _LATE for name in BY_NAME["TokenDataModule"].wrong if name != "split"},
 }
 """Arguments whose constructor lets some wrong value pass, or fail in Python's own words, with the reason."""

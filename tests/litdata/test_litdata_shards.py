@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -288,6 +289,17 @@ def test_data_that_several_processes_share_is_refused(exported):
     module.trainer = SimpleNamespace(lightning_module=None, distributed_sampler_kwargs=shared, current_epoch=0)
     with pytest.raises(ValueError, match="strategy must give data of its own to each process"):
         module.train_dataloader()
+
+
+def test_items_that_would_be_unpickled_are_refused(exported, tmp_path):
+    strange = tmp_path / "strange"
+    shutil.copytree(exported, strange)
+    index = strange / "train" / "index.json"
+    content = json.loads(index.read_text())
+    content["config"]["data_format"] = ["pickle"] * len(content["config"]["data_format"])
+    index.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="litdata's format 'pickle', whose reading can run code"):
+        next(iter(ready(str(strange)).train_dataloader()))
 
 
 def test_argument_errors(folder, exported, tmp_path):
