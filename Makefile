@@ -23,7 +23,7 @@ demo: $(VENV)/demo.stamp  ## Train plainly and with ReCo on real clips; the resu
 	$(BIN)/reco demo $(ARGS)
 
 test: $(VENV)/dev.stamp  ## Run the tests, doctests and README snippets
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --durations 15 $(ARGS)
 
 lint: $(VENV)/dev.stamp  ## Check format, style and types
 	$(BIN)/ruff format --check .

@@ -95,6 +95,8 @@ def generate(
     check_sampling(temperature=temperature, top_k=top_k, top_p=top_p, cfg_scale=cfg_scale, seed=seed)
     check_whole(n=n, batch_size=batch_size)
     check_whole(length=length, window_blocks=window_blocks, context_blocks=context_blocks, or_none=True)
+    if isinstance(indices, torch.Tensor):
+        indices = indices.tolist()
     check_whole_sequence(indices=indices, or_none=True)
     check_switch(cache=cache)
     for name, value in (("n", n), ("batch_size", batch_size)):

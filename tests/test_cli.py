@@ -83,6 +83,8 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         "convert-i3d",
         "demo",
         "benchmark",
+        "study",
+        "plan",
         "explain",
         "recipes",
     ]

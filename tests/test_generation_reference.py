@@ -278,7 +278,7 @@ def test_every_part_keeps_its_mode():
         ({}, {"indices": [1]}, "indices must be n=2 numbers, one for each video, or None, got 1"),
         ({}, {"compile": True, "cache": False}, "compile needs cache=True"),
         ({}, {"condition": torch.zeros(2, 4)}, "condition was given as ids in front of the tokens, which the network"),
-        ({}, {"first_tokens": torch.zeros(2, 20), "length": 5}, r"m from 0 to 19, got \(2, 20\)"),
+        ({}, {"first_tokens": torch.zeros(2, 20, dtype=torch.long), "length": 5}, r"m from 0 to 19, got \(2, 20\)"),
     ],
 )
 def test_errors(options, arguments, message):

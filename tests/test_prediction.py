@@ -73,7 +73,7 @@ def launched(saved, tmp_path_factory):
     }
     try:
         for case, process in started.items():
-            text, _ = process.communicate(timeout=100)
+            text, _ = process.communicate(timeout=400)
             assert process.returncode == 0, f"{case}: {text[-3000:]}"
         yield folder
     finally:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from contextlib import suppress
 from datetime import timedelta
@@ -77,5 +78,7 @@ def test_the_run_ends_when_a_process_is_lost(tmp_path, number, seconds, texts):
 
 def test_one_of_two_processes_is_told_to_stop_and_both_end(tmp_path):
     _, said = run(tmp_path, signal.SIGTERM, 600)
-    assert f"Stopped by SIGTERM after step 3; go on with --ckpt_path {tmp_path / 'checkpoints' / 'last.ckpt'}" in said
-    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    told = re.search(rf"Stopped by SIGTERM after step (\d+); go on with --ckpt_path {re.escape(str(path))}", said)
+    assert told, said
+    assert torch.load(path, weights_only=True)["global_step"] == int(told[1]) >= 3  # the signal takes a moment

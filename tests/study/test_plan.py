@@ -35,7 +35,9 @@ def test_every_packaged_plan_compares_with_plain_training(name: str) -> None:
 
 
 def test_the_packaged_plans_are_those_of_the_page() -> None:
-    assert plan_names() == ["controls", "gap", "lambda", "map", "mixed", "overlap", "rollout", "tables123"]
+    assert plan_names() == [
+        "clips", "controls", "gap", "goal", "lambda", "map", "mixed", "overlap", "rollout", "tables123",
+    ]  # fmt: skip
 
 
 def test_a_line_says_all_that_decides_a_run(tmp_path: Path) -> None:
@@ -122,7 +124,7 @@ def test_what_no_run_takes_is_named(tmp_path: Path, run: object, message: str) -
 
 
 def test_a_file_that_is_no_plan_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"plan must be one of controls, .*, got 'tables'"):
+    with pytest.raises(ValueError, match=r"plan must be one of clips, .*, got 'tables'"):
         load_plan("tables")
     with pytest.raises(ValueError, match="must hold a list `runs` of one line or more"):
         load_plan(written(tmp_path))
