@@ -46,7 +46,7 @@ def test_the_valid_arguments_of_the_table_are_valid(entry):
 @pytest.mark.parametrize(("entry", "name"), CHECKED, ids=[f"{entry.name}-{name}" for entry, name in CHECKED])
 def test_a_wrong_value_is_refused_by_name(entry, name):
     @settings(
-        max_examples=15,
+        max_examples=8,
         deadline=None,
         derandomize=True,
         database=None,
@@ -66,7 +66,7 @@ def test_what_is_said_to_be_unchecked_is(key):
     entry, name = next(pair for pair in ARGUMENTS if (pair[0].name, pair[1]) == key)
     faults = []
 
-    @settings(max_examples=15, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=8, deadline=None, derandomize=True, database=None)
     @given(entry.wrong[name])
     def collect(value):
         faults.append(refusal(entry, name, value))
