@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -41,9 +41,7 @@ def check_whole(*, or_none: bool = False, **values: Any) -> None:
         Traceback (most recent call last):
         ValueError: n must be a whole number, got '4'
     """
-    for name, value in values.items():
-        if not (or_none and value is None) and not _is_whole(value):
-            raise _refusal(name, "a whole number", value, or_none)
+    _check(values, _is_whole, "a whole number", or_none)
 
 
 def check_whole_sequence(*, or_none: bool = False, **values: Any) -> None:
@@ -62,11 +60,7 @@ def check_whole_sequence(*, or_none: bool = False, **values: Any) -> None:
         Traceback (most recent call last):
         ValueError: grid must be a sequence of whole numbers, got (5, 16.5, 16)
     """
-    for name, value in values.items():
-        if or_none and value is None:
-            continue
-        if not isinstance(value, Sequence) or isinstance(value, (str, bytes)) or not all(map(_is_whole, value)):
-            raise _refusal(name, "a sequence of whole numbers", value, or_none)
+    _check(values, _is_whole_sequence, "a sequence of whole numbers", or_none)
 
 
 def check_size(**values: Any) -> None:
@@ -83,10 +77,7 @@ def check_size(**values: Any) -> None:
         Traceback (most recent call last):
         ValueError: size must be two whole numbers of 1 or more, (height, width), got (256, 0)
     """
-    for name, value in values.items():
-        pair = isinstance(value, Sequence) and len(value) == 2 and all(map(_is_whole, value))
-        if not pair or min(value) < 1:
-            raise _refusal(name, "two whole numbers of 1 or more, (height, width)", value, False)
+    _check(values, _is_size, "two whole numbers of 1 or more, (height, width)")
 
 
 def check_finite(*, or_none: bool = False, **values: Any) -> None:
@@ -105,9 +96,7 @@ def check_finite(*, or_none: bool = False, **values: Any) -> None:
         Traceback (most recent call last):
         ValueError: temperature must be a finite number, got nan
     """
-    for name, value in values.items():
-        if not (or_none and value is None) and not _is_finite(value):
-            raise _refusal(name, "a finite number", value, or_none)
+    _check(values, _is_finite, "a finite number", or_none)
 
 
 def check_switch(**values: Any) -> None:
@@ -124,9 +113,7 @@ def check_switch(**values: Any) -> None:
         Traceback (most recent call last):
         ValueError: verify must be True or False, got 'false'
     """
-    for name, value in values.items():
-        if not isinstance(value, bool):
-            raise _refusal(name, "True or False", value, False)
+    _check(values, lambda value: isinstance(value, bool), "True or False")
 
 
 def check_path(*, or_none: bool = False, **values: Any) -> None:
@@ -145,11 +132,7 @@ def check_path(*, or_none: bool = False, **values: Any) -> None:
         Traceback (most recent call last):
         ValueError: output must be a path, got ''
     """
-    for name, value in values.items():
-        if or_none and value is None:
-            continue
-        if not isinstance(value, (str, os.PathLike)) or not os.fspath(value) or "\0" in str(value):
-            raise _refusal(name, "a path", value, or_none)
+    _check(values, _is_path, "a path", or_none)
 
 
 def check_tensor(**values: Any) -> None:
@@ -166,9 +149,13 @@ def check_tensor(**values: Any) -> None:
         Traceback (most recent call last):
         ValueError: videos must be a torch.Tensor, got [1, 2]
     """
+    _check(values, lambda value: isinstance(value, Tensor), "a torch.Tensor")
+
+
+def _check(values: Mapping[str, Any], accepts: Callable[[Any], bool], allowed: str, or_none: bool = False) -> None:
     for name, value in values.items():
-        if not isinstance(value, Tensor):
-            raise _refusal(name, "a torch.Tensor", value, False)
+        if not (or_none and value is None) and not accepts(value):
+            raise ValueError(f"{name} must be {allowed}{' or None' if or_none else ''}, got {_short(value)}")
 
 
 def _is_whole(value: Any) -> bool:
@@ -184,8 +171,16 @@ def _is_finite(value: Any) -> bool:
         return False
 
 
-def _refusal(name: str, allowed: str, value: Any, or_none: bool) -> ValueError:
-    return ValueError(f"{name} must be {allowed}{' or None' if or_none else ''}, got {_short(value)}")
+def _is_whole_sequence(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes)) and all(map(_is_whole, value))
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, Sequence) and len(value) == 2 and all(map(_is_whole, value)) and min(value) >= 1
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, (str, os.PathLike)) and bool(os.fspath(value)) and "\0" not in str(value)
 
 
 def _short(value: Any) -> str:
