@@ -17,7 +17,7 @@ from typing_extensions import override
 from reco_lightning.models.sharded_build import build_sharded, shard
 from reco_lightning.models.text_generation import generate_from_text
 from reco_lightning.models.text_video_network import TextVideoNetwork
-from reco_lightning.models.video_model import weight_decay_groups
+from reco_lightning.models.video_model import adamw_with_warmup
 
 __all__ = ["TextVideoModel"]
 
@@ -153,16 +153,7 @@ class TextVideoModel(pl.LightningModule):
     @override
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig | OptimizerConfig:
         """AdamW; the learning rate rises linearly during the warm-up."""
-        optimizer = torch.optim.AdamW(
-            weight_decay_groups(self, self.hparams["weight_decay"]),
-            lr=self.hparams["learning_rate"],
-            betas=tuple(self.hparams["betas"]),
-        )
-        warmup = self.hparams["warmup_steps"]
-        if not warmup:
-            return {"optimizer": optimizer}
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return adamw_with_warmup(self)
 
     def _evaluate(self, stage: str, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         captions, tokens = self._unpack(batch)

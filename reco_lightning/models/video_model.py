@@ -20,7 +20,7 @@ from reco_lightning.generation import generate
 from reco_lightning.models.larp import LARPTransformer
 from reco_lightning.models.transformer import VideoTransformer
 
-__all__ = ["VideoModel", "weight_decay_groups"]
+__all__ = ["VideoModel", "adamw_with_warmup", "weight_decay_groups"]
 
 
 def weight_decay_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -38,6 +38,28 @@ def weight_decay_groups(module: torch.nn.Module, weight_decay: float) -> list[di
     decayed = [p for p in trained if p.ndim >= 2 and id(p) not in tables]
     kept = [p for p in trained if p.ndim < 2 or id(p) in tables]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+
+
+def adamw_with_warmup(module: pl.LightningModule) -> OptimizerLRSchedulerConfig | OptimizerConfig:
+    """AdamW whose learning rate rises linearly during the warm-up and is constant afterwards.
+
+    Args:
+        module: The module to train; its ``hparams`` hold ``learning_rate``, ``weight_decay``, ``betas`` and
+            ``warmup_steps``.
+
+    Returns:
+        What ``configure_optimizers`` returns.
+    """
+    optimizer = torch.optim.AdamW(
+        weight_decay_groups(module, module.hparams["weight_decay"]),
+        lr=module.hparams["learning_rate"],
+        betas=tuple(module.hparams["betas"]),
+    )
+    warmup = module.hparams["warmup_steps"]
+    if not warmup:
+        return {"optimizer": optimizer}
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 class VideoModel(pl.LightningModule):
@@ -195,16 +217,7 @@ class VideoModel(pl.LightningModule):
     @override
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig | OptimizerConfig:
         """AdamW; the learning rate rises linearly during the warm-up."""
-        optimizer = torch.optim.AdamW(
-            weight_decay_groups(self, self.hparams["weight_decay"]),
-            lr=self.hparams["learning_rate"],
-            betas=tuple(self.hparams["betas"]),
-        )
-        warmup = self.hparams["warmup_steps"]
-        if not warmup:
-            return {"optimizer": optimizer}
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return adamw_with_warmup(self)
 
     def _evaluate(self, stage: str, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         tokens, labels = self._unpack(batch)

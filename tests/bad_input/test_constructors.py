@@ -122,6 +122,7 @@ WITHOUT_ENTRY = {
     "refuse_shards": "a check itself",
     "token_dtype": "checked through TokenShardWriter",
     "fingerprint": "takes anything",
+    "adamw_with_warmup": "takes a module",
     "weight_decay_groups": "takes a module",
     "log_videos": "takes a trainer",
     "run_folder": "takes a trainer",
