@@ -15,6 +15,7 @@ from typing import Any
 
 from reco_lightning.checks import check_whole_sequence
 from reco_lightning.disk_errors import named_disk_errors
+from reco_lightning.whole_file import whole_file
 
 __all__ = [
     "COLUMNS",
@@ -135,13 +136,9 @@ def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> Path:
     """
     path = Path(folder, MANIFEST)
     content = {"format": _FORMAT, "version": _VERSION, **dataclasses.asdict(manifest)}
-    temporary = path.with_name(f".{MANIFEST}.{os.getpid()}.tmp")
     remedy = "the manifest that was there is as it was: free space, and give the same command again"
-    with named_disk_errors(path, remedy), open(temporary, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with named_disk_errors(path, remedy), whole_file(path) as part:
+        part.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
     return path
 
 

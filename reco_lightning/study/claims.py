@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from reco_lightning.whole_file import whole_file
 
 __all__ = ["claim", "write_json"]
 
@@ -66,12 +67,5 @@ def write_json(path: Path, content: Any) -> None:
         content: What JSON can say; not NaN.
     """
     text = json.dumps(content, indent=1, allow_nan=False)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".part-", delete=False, encoding="utf-8") as part:
-        try:
-            part.write(text + "\n")
-            part.flush()
-            os.fsync(part.fileno())
-            os.replace(part.name, path)
-        except BaseException:
-            Path(part.name).unlink(missing_ok=True)
-            raise
+    with whole_file(path) as part:
+        part.write_text(text + "\n", encoding="utf-8")
