@@ -239,8 +239,7 @@ def _kinds(callback: ReCoCallback) -> list[_Kind]:
         tuple(sorted(callback.sampler.sample_groups(step, callback.windows_per_batch)))
         for step in range(draws)
     )
-    attached = callback.attached_blocks * callback.sampler.tokens_per_block
-    return [_Kind(windows, attached, count / draws) for windows, count in drawn.items()]
+    return [_Kind(windows, callback.attached_tokens, count / draws) for windows, count in drawn.items()]
 
 
 class _Run:

@@ -233,6 +233,11 @@ class ReCoCallback(pl.Callback):
         self._stored_losses = state_dict.get("losses")
 
     @property
+    def attached_tokens(self) -> int:
+        """Tokens in front of a window that are trained through, in the steps in which any are."""
+        return self.attached_blocks * self.sampler.tokens_per_block
+
+    @property
     def step_kinds(self) -> tuple[StepKind, ...]:
         """All kinds of steps of a training and their shares; windows drawn by their loss count as the sampler has them.
 
@@ -241,7 +246,7 @@ class ReCoCallback(pl.Callback):
             >>> [(kind.window.start, kind.attached, kind.probability) for kind in kinds]
             [(0, 4, 0.25), (0, 0, 0.25), (4, 4, 0.25), (4, 0, 0.25)]
         """
-        attached = self.attached_blocks * self.sampler.tokens_per_block
+        attached = self.attached_tokens
         choices = [(attached, self.attached_share), (0, 1 - self.attached_share)] if attached else [(0, 1.0)]
         shares: dict[tuple[Window, int], float] = {}
         ends = [*(begin for begin, _ in self.sampler.stages[1:]), 1.0]
@@ -274,7 +279,7 @@ class ReCoCallback(pl.Callback):
             hints=self.hints,
             context=self.context,
             windows_per_batch=self.windows_per_batch,
-            attached=self.attached_blocks * self.sampler.tokens_per_block,
+            attached=self.attached_tokens,
             engine=self.engine if self._choice is None or self.engine != "auto" else self._choice["engine"],
             verify=self.verify,
         )
@@ -298,7 +303,7 @@ class ReCoCallback(pl.Callback):
             probabilities=self._by_loss(module, step_index, progress),
         )
         self.windows = tuple(windows)
-        attached = self.attached_blocks * self.sampler.tokens_per_block
+        attached = self.attached_tokens
         if attached and self.attached_share < 1:
             source = random.Random(f"{self.sampler.seed}:{step_index}:attached")
             attached = attached if source.random() < self.attached_share else 0

@@ -222,7 +222,8 @@ class WindowSampler:
         shares = stage.probabilities if probabilities is None else probabilities
         cumulative = list(accumulate(shares))
         points = [(uniform + (index + turn) % groups) / groups for index in range(groups)]
-        return [stage.windows[_place(cumulative, shares, point * cumulative[-1])] for point in points]
+        starts = [stage.starts[_place(cumulative, shares, point * cumulative[-1])] for point in points]
+        return [Window(start, start + stage.window_tokens) for start in starts]
 
     def __repr__(self) -> str:
         return (
