@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_module
 from torch import nn
 
 from reco_lightning import ReCoCallback, WindowSampler, continuity_loss
@@ -391,7 +392,9 @@ def test_blocks_inside_checkpoint_wrappers_give_the_same_weights():
         torch.testing.assert_close(a, b)
 
 
-def test_refuses_a_module_of_the_other_package():
+def test_refuses_a_module_of_the_other_package(monkeypatch):
+    # that package takes the logger of lightning's messages when it is imported
+    monkeypatch.setattr(rank_zero_module, "log", rank_zero_module.log)
     other = importlib.import_module("pytorch_lightning")
 
     class Module(other.LightningModule):
