@@ -82,6 +82,8 @@ class ReCoCallback(pl.Callback):
         head: Name of the module that makes the logits, where it is not found.
         prefix_tokens: Rows in front of the video tokens (class, start token, text), where the loss covers them too.
         verify: Whether to prove the windowed forward on the first batch of every fit.
+        chunked_loss: Whether, where the head is an ``nn.Linear`` and the loss reads its output as it is, the loss makes
+            the logits a few rows at a time: those of all rows, and their gradients, never exist.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -112,6 +114,7 @@ class ReCoCallback(pl.Callback):
         head: str | None = None,
         prefix_tokens: int | None = None,
         verify: bool = True,
+        chunked_loss: bool = True,
     ) -> None:
         if not isinstance(sampler, WindowSampler):
             raise ValueError(f"sampler must be a WindowSampler, got {type(sampler).__name__}")
@@ -124,7 +127,7 @@ class ReCoCallback(pl.Callback):
         if isinstance(windows_per_batch, bool) or not isinstance(windows_per_batch, int) or windows_per_batch < 1:
             raise ValueError(f"windows_per_batch must be a whole number of 1 or more, got {windows_per_batch!r}")
         check_finite(attached_share=attached_share, loss_aware=loss_aware)
-        check_switch(verify=verify)
+        check_switch(verify=verify, chunked_loss=chunked_loss)
         check_whole(prefix_tokens=prefix_tokens, or_none=True)
         for name, part in (("network", network), ("blocks", blocks), ("head", head)):
             if part is not None and not isinstance(part, str):
@@ -159,6 +162,7 @@ class ReCoCallback(pl.Callback):
         self.engine = engine
         self.hints = Hints(network, blocks, head, prefix_tokens)
         self.verify = verify
+        self.chunked_loss = chunked_loss
         self.windows: tuple[Window, ...] = ()  # of the last step
         self._patch: PatchedMethod | None = None
         self._injection: Injection | None = None
@@ -282,6 +286,7 @@ class ReCoCallback(pl.Callback):
             attached=self.attached_tokens,
             engine=self.engine if self._choice is None or self.engine != "auto" else self._choice["engine"],
             verify=self.verify,
+            chunked_loss=self.chunked_loss,
         )
 
     def _training_step(self, original: Any, *args: Any, **kwargs: Any) -> Any:

@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from reco_lightning.engines.base import Group
+from reco_lightning.linear_cross_entropy import linear_cross_entropy
 
-__all__ = ["group_losses", "loss_rows", "select_rows", "window_cross_entropy"]
+__all__ = ["group_losses", "head_cross_entropy", "loss_rows", "select_rows", "window_cross_entropy"]
 
 
 def loss_rows(logits: torch.Tensor, target: torch.Tensor, batch: int) -> int:
@@ -62,7 +64,7 @@ def select_rows(
         groups: The groups of the batch with their rows of the network.
         batch: B, the size of the batch.
         offset: Row of the network that the first loss row of a sample comes from.
-        own: Logits of each group (B_g, rows, V), where ``logits`` are a placeholder.
+        own: Logits of each group (B_g, rows, V), where ``logits`` are a placeholder; or states (B_g, rows, D).
 
     Returns:
         Logits (R, V) and targets (R,), group by group.
@@ -79,21 +81,65 @@ def select_rows(
     return torch.cat(chosen), torch.cat(targets)
 
 
-def group_losses(logits: torch.Tensor, target: torch.Tensor, groups: Sequence[Group]) -> list[torch.Tensor]:
+def group_losses(
+    rows: torch.Tensor, target: torch.Tensor, groups: Sequence[Group], *, head: nn.Linear | None = None
+) -> list[torch.Tensor]:
     """Mean cross-entropy of each group's window, nats, without graph.
 
     Args:
-        logits: As ``select_rows`` returns them, (R, V).
+        rows: Logits as ``select_rows`` returns them, (R, V); with a head the states that it reads, (R, D).
         target: Likewise, (R,).
         groups: The groups of the batch.
+        head: The head, where it has yet to make the logits.
 
     Returns:
         Scalars, one per group.
     """
     sizes = [(group.samples.stop - group.samples.start) * (group.stop - group.loss_start) for group in groups]
     with torch.no_grad():
-        parts = zip(logits.split(sizes), target.split(sizes), strict=True)
-        return [F.cross_entropy(part.float(), places) for part, places in parts]
+        parts = zip(rows.split(sizes), target.split(sizes), strict=True)
+        if head is None:
+            return [F.cross_entropy(part.float(), places) for part, places in parts]
+        return [linear_cross_entropy(part, head.weight, places, bias=head.bias) for part, places in parts]
+
+
+def head_cross_entropy(
+    head: nn.Linear,
+    states: Sequence[torch.Tensor],
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    groups: Sequence[Group],
+    *,
+    batch: int,
+    offset: int,
+    **options: Any,
+) -> torch.Tensor:
+    """Cross-entropy of the windows' rows, whose logits a linear head has yet to make; never all of them at a time.
+
+    Args:
+        head: The head.
+        states: Of each group what the head reads, (B_g, rows, D).
+        logits: The placeholder that the caller gave, as in ``loss_rows``.
+        target: As in ``loss_rows``.
+        groups: The groups of the batch with their rows of the network.
+        batch: B, the size of the batch.
+        offset: Row of the network that the first loss row of a sample comes from.
+        options: Further arguments of ``F.cross_entropy``. For weights of classes, smoothing and ``reduction="none"``
+            all logits are made.
+
+    Returns:
+        As ``window_cross_entropy``.
+    """
+    reduction, ignored = options.get("reduction", "mean"), options.get("ignore_index", -100)
+    odd = any(options.get(name) is not None for name in ("weight", "size_average", "reduce"))
+    if odd or reduction not in ("mean", "sum") or options.get("label_smoothing"):
+        own = [F.linear(part, head.weight, head.bias) for part in states]
+        return window_cross_entropy(logits, target, groups, batch=batch, offset=offset, own=own, **options)
+    rows, places = select_rows(logits, target, groups, batch=batch, offset=offset, own=states)
+    loss = linear_cross_entropy(rows, head.weight, places, bias=head.bias, ignore_index=ignored, reduction=reduction)
+    if reduction == "sum":
+        loss = loss * ((target != ignored).sum() / (places != ignored).sum().clamp_min(1))
+    return loss
 
 
 def window_cross_entropy(

@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from reco_lightning.continuity import Continuity, ContinuityNorm, continuity_loss, gradient_norm
-from reco_lightning.cross_entropy import group_losses, select_rows, window_cross_entropy
+from reco_lightning.cross_entropy import group_losses, head_cross_entropy, select_rows, window_cross_entropy
 from reco_lightning.engines.base import Engine, WindowOutput
 from reco_lightning.engines.interception import FunctionTap
 from reco_lightning.engines.rehearsal import Trace
@@ -57,7 +57,7 @@ def _depends(logits: torch.Tensor, output: WindowOutput) -> bool:
 
 def _is_placeholder(logits: torch.Tensor, output: WindowOutput) -> bool:
     """Whether logits are the engine's placeholder or a view of it: one number, expanded; no copy looks like that."""
-    return output.logits is not None and not any(logits.stride())
+    return output.is_placeholder and not any(logits.stride())
 
 
 class Injection:
@@ -131,18 +131,7 @@ class Injection:
             raise RuntimeError("the network's cross-entropy was met before the network's head had run")
         options = dict(zip(_OPTIONS, args, strict=False)) | kwargs
         offset = output.rows - self.loss_tail - target.numel() // output.batch
-        whole = len(output.groups) == 1 and len(output.groups[0].window) == self.engine.tokens
-        if whole:
-            loss = F.cross_entropy(logits, target, **options)  # the plain call itself, bit for bit
-        else:
-            if output.logits is not None and not _is_placeholder(logits, output):
-                raise RuntimeError(
-                    "F.cross_entropy was given the head's output itself on the first batch, and a copy now; the step "
-                    "must always compute its loss in one way"
-                )
-            loss = window_cross_entropy(
-                logits, target, output.groups, batch=output.batch, offset=offset, own=output.logits, **options
-            )
+        loss = self._loss(output, logits, target, offset=offset, options=options)
         # A loss that the caller divides by the number of its targets gets the continuity of as many.
         scale: torch.Tensor | float = 1.0
         mean = loss
@@ -155,14 +144,39 @@ class Injection:
             continuity = mean_continuity(output, self.continuity.norm, self.continuity.lag)
         losses: tuple[tuple[Window, torch.Tensor], ...] = ()
         if self.by_group:
-            own = select_rows(logits, target, output.groups, batch=output.batch, offset=offset, own=output.logits)
-            values = group_losses(*own, output.groups)
+            head, own = (None, output.logits) if output.unread is None else (self.engine.linear_head, output.hidden)
+            rows = select_rows(logits, target, output.groups, batch=output.batch, offset=offset, own=own)
+            values = group_losses(*rows, output.groups, head=head)
             losses = tuple((group.window, value) for group, value in zip(output.groups, values, strict=True))
         start = sum(g.window.start * (g.samples.stop - g.samples.start) for g in output.groups) / output.batch
         self._report = StepReport(mean.detach(), continuity.detach(), start, losses)
         if not weight:
             return loss
         return loss + scale * self._factor(weight, mean, continuity, output) * continuity
+
+    def _loss(
+        self, output: WindowOutput, logits: torch.Tensor, target: torch.Tensor, *, offset: int, options: dict[str, Any]
+    ) -> torch.Tensor:
+        """The windows' cross-entropy, in the form that the caller's reduction asks for."""
+        if output.is_placeholder and not _is_placeholder(logits, output):
+            raise RuntimeError(
+                "F.cross_entropy was given the head's output itself on the first batch, and a copy now; the step "
+                "must always compute its loss in one way"
+            )
+        groups = output.groups
+        places: dict[str, Any] = {"batch": output.batch, "offset": offset}
+        whole = len(groups) == 1 and len(groups[0].window) == self.engine.tokens
+        if output.unread is not None:
+            assert self.engine.linear_head is not None
+            states = output.unread
+            if whole and states[0].shape[1] == output.rows:  # the plain loss may cover more rows than the tokens'
+                rows = slice(offset, offset + target.numel() // output.batch)
+                groups = (replace(groups[0], loss_start=rows.start, stop=rows.stop),)
+                states = (states[0][:, rows],)
+            return head_cross_entropy(self.engine.linear_head, states, logits, target, groups, **places, **options)
+        if whole and not output.is_placeholder:
+            return F.cross_entropy(logits, target, **options)  # the plain call itself, bit for bit
+        return window_cross_entropy(logits, target, groups, **places, own=output.logits, **options)
 
     def _factor(
         self, weight: float, loss: torch.Tensor, continuity: torch.Tensor, output: WindowOutput

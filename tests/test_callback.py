@@ -71,11 +71,15 @@ def test_one_step_moves_the_weights_by_the_reference_gradient(cls, seed):
         torch.testing.assert_close(moved, gradient, atol=2e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
 
 
+def whole(**options):
+    return ReCoCallback(sampler(window_blocks=foreign.BLOCKS), continuity_weight=0.0, **options)
+
+
 @pytest.mark.parametrize("cls", MODULES, ids=lambda cls: cls.__name__)
 def test_a_whole_window_without_continuity_is_plain_training_bitwise(cls):
     plain, windowed = build(cls), build(cls)
     trainer().fit(plain, batches())
-    trainer(ReCoCallback(sampler(window_blocks=foreign.BLOCKS), continuity_weight=0.0)).fit(windowed, batches())
+    trainer(whole(chunked_loss=False)).fit(windowed, batches())
     for (name, a), b in zip(plain.named_parameters(), windowed.parameters(), strict=True):
         assert torch.equal(a, b), name
 
@@ -85,7 +89,7 @@ def test_dropout_draws_are_those_of_the_plain_run():
     torch.manual_seed(5)
     trainer().fit(plain, batches())
     torch.manual_seed(5)
-    trainer(ReCoCallback(sampler(window_blocks=foreign.BLOCKS), continuity_weight=0.0)).fit(windowed, batches())
+    trainer(whole(chunked_loss=False)).fit(windowed, batches())
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), windowed.parameters(), strict=True))
 
 

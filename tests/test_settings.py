@@ -202,7 +202,7 @@ def test_window_logits_are_the_plain_forwards_and_losses_average_to_its_loss(set
 
 @every
 def test_a_whole_window_without_continuity_is_plain_training(setting):
-    whole = run(setting, WHOLE, quiet=False, continuity_weight=0.0)
+    whole = run(setting, WHOLE, quiet=False, continuity_weight=0.0, chunked_loss=False)
     assert_weights(whole.module, plain(setting).module, atol=0, rtol=0)
     assert whole.validation == plain(setting).validation
 

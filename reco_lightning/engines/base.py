@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
+from torch import nn
 
 from reco_lightning.windows import Window
 
@@ -49,6 +50,8 @@ class WindowOutput:
         rows: T, the length of the network's sequence.
         batch: B, the size of the batch.
         logits: For each group its logits (B_g, rows, V), where the network's output is a placeholder.
+        unread: For each group the states (B_g, rows, D) that logits are to be made of, where the output is a
+            placeholder and the loss makes them; all T rows where the one window is the whole sequence.
     """
 
     groups: tuple[Group, ...]
@@ -56,6 +59,12 @@ class WindowOutput:
     rows: int
     batch: int
     logits: tuple[torch.Tensor, ...] | None = None
+    unread: tuple[torch.Tensor, ...] | None = None
+
+    @property
+    def is_placeholder(self) -> bool:
+        """Whether the network's output is a placeholder."""
+        return self.logits is not None or self.unread is not None
 
 
 class Engine(Protocol):
@@ -64,12 +73,13 @@ class Engine(Protocol):
     While armed, the network's training forward computes the windows alone and returns logits (B, T, V) that hold NaN in
     all other rows, so that a wrong alignment cannot pass unseen; zeros, except in a proof, where parameters behind the
     head would get NaN gradients from them. Where the loss reads the head's output as it is, a training forward returns
-    one NaN, expanded to (B, T, V) without memory, and leaves the windows' logits in ``output``. Unarmed, the network is
-    exactly what it was.
+    one NaN, expanded to (B, T, V) without memory, and leaves the windows' logits in ``output``, or, where
+    ``linear_head`` is set, what they are to be made of. Unarmed, the network is exactly what it was.
     """
 
     name: str
     tokens: int
+    linear_head: nn.Linear | None
 
     def install(self) -> None:
         """Puts the engine into the network, reversibly."""

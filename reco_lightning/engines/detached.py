@@ -56,6 +56,7 @@ class DetachedEngine(PatchedEngine):
         fixed_length: Whether all rows are run, or those up to the window's end.
         fill: What logits of other rows hold in training, see ``Engine``.
         placeholder: What a training forward returns in the place of logits, see ``PatchedEngine``.
+        linear_head: The head, where the loss makes its logits, likewise.
     """
 
     def __init__(
@@ -69,10 +70,11 @@ class DetachedEngine(PatchedEngine):
         fixed_length: bool,
         fill: float = float("nan"),
         placeholder: torch.Tensor | None = None,
+        linear_head: nn.Linear | None = None,
     ) -> None:
         patches = [PatchedMethod(block, "forward", partial(self._block, index)) for index, block in enumerate(blocks)]
         patches.append(PatchedMethod(head, "forward", self._head))
-        super().__init__(patches, tokens=tokens, tail=tail, fill=fill, placeholder=placeholder)
+        super().__init__(patches, tokens=tokens, tail=tail, fill=fill, placeholder=placeholder, linear_head=linear_head)
         self.name = "masked" if fixed_length else "prefix"
         self.context = context
         self.fixed_length = fixed_length

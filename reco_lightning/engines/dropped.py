@@ -35,6 +35,7 @@ class DroppedEngine(PatchedEngine):
         rows: T, rows that the blocks saw on the batch that the first armed forward gets.
         fill: What logits of other rows hold in training, see ``Engine``.
         placeholder: What a training forward returns in the place of logits, see ``PatchedEngine``.
+        linear_head: The head, where the loss makes its logits, likewise.
     """
 
     name = "dropped"
@@ -49,9 +50,10 @@ class DroppedEngine(PatchedEngine):
         rows: int,
         fill: float = float("nan"),
         placeholder: torch.Tensor | None = None,
+        linear_head: nn.Linear | None = None,
     ) -> None:
         patches = [PatchedMethod(network, "forward", self._network), PatchedMethod(head, "forward", self._head)]
-        super().__init__(patches, tokens=tokens, tail=tail, fill=fill, placeholder=placeholder)
+        super().__init__(patches, tokens=tokens, tail=tail, fill=fill, placeholder=placeholder, linear_head=linear_head)
         self._first_rows = rows
         self._inner_prefix: int | None = None
 
@@ -98,4 +100,7 @@ class DroppedEngine(PatchedEngine):
         states = take_hidden(args, kwargs)
         states = states[:, -max(group.stop - group.loss_start for group in run.groups) :]
         run.hidden = tuple(states[group.samples] for group in run.groups)
-        return self._leave(original(states), run, torch.Size((run.batch, run.rows)))
+        shape = torch.Size((run.batch, run.rows))
+        if self._leaves_logits(states, run, run.hidden):
+            return self._expanded(shape)
+        return self._leave(original(states), run, shape)

@@ -74,6 +74,7 @@ class FrozenEngine(PatchedEngine):
         name: What the engine is called in reports.
         fill: What logits of other rows hold in training, see ``Engine``.
         placeholder: What a training forward returns in the place of logits, see ``PatchedEngine``.
+        linear_head: The head, where the loss makes its logits, likewise.
     """
 
     def __init__(
@@ -89,10 +90,11 @@ class FrozenEngine(PatchedEngine):
         name: str = "frozen",
         fill: float = float("nan"),
         placeholder: torch.Tensor | None = None,
+        linear_head: nn.Linear | None = None,
     ) -> None:
         patches = [PatchedMethod(block, "forward", partial(self._block, index)) for index, block in enumerate(blocks)]
         patches.append(PatchedMethod(head, "forward", self._head))
-        super().__init__(patches, tokens=tokens, tail=tail, fill=fill, placeholder=placeholder)
+        super().__init__(patches, tokens=tokens, tail=tail, fill=fill, placeholder=placeholder, linear_head=linear_head)
         self.name = name
         self.context = context
         self.recompute = recompute or any(checkpoints_itself(block) for block in blocks)

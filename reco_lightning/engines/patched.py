@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from reco_lightning.engines.base import Group, WindowOutput, split_batch
 from reco_lightning.engines.interception import PatchedMethod
@@ -54,6 +55,7 @@ class Run:
         whole: Whether the one window is the whole sequence: the plain forward is run then.
         hidden: What the head read of each group, once it has run.
         logits: What it made of it, where the network returns a placeholder.
+        unread: What it is to read, where the loss makes the logits.
     """
 
     groups: tuple[Group, ...]
@@ -62,6 +64,7 @@ class Run:
     whole: bool
     hidden: tuple[torch.Tensor, ...] | None = None
     logits: tuple[torch.Tensor, ...] | None = None
+    unread: tuple[torch.Tensor, ...] | None = None
 
 
 class PatchedEngine:
@@ -74,6 +77,7 @@ class PatchedEngine:
         fill: What logits of other rows hold in training; in a proof it is NaN.
         placeholder: One NaN, of the logits' type and device, that a training forward returns expanded in the place of
             logits; ``None`` places the windows' logits on rows of the full sequence.
+        linear_head: The head, where it is a linear layer whose logits the loss makes; needs a placeholder.
     """
 
     def __init__(
@@ -84,9 +88,11 @@ class PatchedEngine:
         tail: int,
         fill: float,
         placeholder: torch.Tensor | None = None,
+        linear_head: nn.Linear | None = None,
     ) -> None:
         self.tokens = tokens
         self.tail = tail
+        self.linear_head = linear_head
         self._patches = list(patches)
         self._fill = fill
         self._placeholder = placeholder
@@ -123,7 +129,7 @@ class PatchedEngine:
         run = self._run
         if run is None or run.hidden is None:
             return None
-        return WindowOutput(run.groups, run.hidden, run.rows, run.batch, run.logits)
+        return WindowOutput(run.groups, run.hidden, run.rows, run.batch, run.logits, run.unread)
 
     @property
     def _other_rows(self) -> float:
@@ -151,9 +157,29 @@ class PatchedEngine:
         rows = states.flatten(1, -2)
         windows = [rows[group.samples, group.loss_start : group.stop] for group in run.groups]
         run.hidden = tuple(windows)
+        # of a window that is the whole sequence the loss may cover other rows too
+        if self._leaves_logits(states, run, [rows] if run.whole else windows):
+            return self._expanded(states.shape[:-1])
         if run.whole:
             return original(*args, **kwargs)
         return self._leave(original(pack(windows)), run, states.shape[:-1])
+
+    def _leaves_logits(self, states: torch.Tensor, run: Run, unread: Sequence[torch.Tensor]) -> bool:
+        """Whether the loss makes the logits of these states."""
+        run.unread = None
+        if self.linear_head is None or self._placeholder is None or self._inference:
+            return False
+        device = states.device.type
+        autocast = torch.is_autocast_enabled(device)
+        if (torch.get_autocast_dtype(device) if autocast else states.dtype) != self._placeholder.dtype:
+            return False
+        run.unread = tuple(unread)
+        return True
+
+    def _expanded(self, shape: torch.Size) -> torch.Tensor:
+        assert self._placeholder is not None
+        assert self.linear_head is not None
+        return self._placeholder.expand(*shape, self.linear_head.out_features)
 
     def _leave(self, packed: torch.Tensor, run: Run, shape: torch.Size) -> torch.Tensor:
         """What the network returns, given the windows' logits packed (B, R, V): of that shape and V."""

@@ -126,6 +126,12 @@ class _Record:
     module: nn.Module
     states: torch.Tensor
     output: torch.Tensor
+    version: int
+
+    def is_seen_in(self, logits: torch.Tensor) -> bool:
+        """Whether logits are the module's output as it left it, or a view of that."""
+        same = logits.untyped_storage().data_ptr() == self.output.untyped_storage().data_ptr()
+        return same and self.output._version == self.version
 
 
 class _Recorder:
@@ -171,7 +177,7 @@ class _Recorder:
     def _leave(self, name: str, part: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
         if self.finished and tensors and isinstance(output, torch.Tensor) and output.requires_grad and output.ndim >= 3:
-            self.records.append(_Record(self.finished, name, part, tensors[0], output))
+            self.records.append(_Record(self.finished, name, part, tensors[0], output, output._version))
 
     def _block(self, stack: _Stack, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         hidden = take_hidden(args, kwargs)
@@ -324,7 +330,7 @@ class _Recorder:
             recomputes_parts=stack.recomputes_parts and not any(map(checkpoints_itself, stack.blocks)),
             unmasked=stack.unmasked,
             learns_behind_head=_reaches_parameter(logits, head.output),
-            views_head=logits.untyped_storage().data_ptr() == head.output.untyped_storage().data_ptr(),
+            views_head=head.is_seen_in(logits),
             flat=len(stack.shape) == 3,
             logits=logits.detach(),
             hidden=head.states.detach().flatten(1, -2),

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from reco_lightning.cross_entropy import select_rows
 from reco_lightning.engines.base import Context, Engine
@@ -62,7 +63,15 @@ class Selection:
     report: str
 
 
-def build_engine(module: pl.LightningModule, trace: Trace, name: str, *, tokens: int, context: Context) -> Engine:
+def build_engine(
+    module: pl.LightningModule,
+    trace: Trace,
+    name: str,
+    *,
+    tokens: int,
+    context: Context,
+    chunked_loss: bool = True,
+) -> Engine:
     """Builds an engine for what the rehearsal found.
 
     Args:
@@ -71,6 +80,7 @@ def build_engine(module: pl.LightningModule, trace: Trace, name: str, *, tokens:
         name: One of ``ENGINES``, or ``"dropped"``.
         tokens: N, video tokens of a sample.
         context: What the context is to the window.
+        chunked_loss: Whether the loss makes the logits, a few rows at a time, where it can.
 
     Raises:
         MisconfigurationException: If the engine does not run such blocks; the text says why.
@@ -87,6 +97,8 @@ def build_engine(module: pl.LightningModule, trace: Trace, name: str, *, tokens:
     }
     if trace.views_head and not _watches_outputs(module):
         common["placeholder"] = trace.logits.new_full((), float("nan"))
+        if chunked_loss and _is_plain_linear(head):
+            common["linear_head"] = head
     if name == "dropped":
         return DroppedEngine(module.get_submodule(trace.network), head, rows=trace.rows, **common)
     if name == "masked":
@@ -115,6 +127,16 @@ def build_engine(module: pl.LightningModule, trace: Trace, name: str, *, tokens:
 
 def _has_mingpt_attention(block: nn.Module) -> bool:
     return any(map(is_mingpt_attention, block.modules()))
+
+
+def _is_plain_linear(head: nn.Module) -> bool:
+    """Whether a head does what ``F.linear`` does with its parameters, and nothing besides."""
+    return (
+        type(head) is nn.Linear
+        and not is_traceable_wrapper_subclass(head.weight)  # distributed or quantised
+        and "forward" not in head.__dict__
+        and not (head._forward_hooks or head._forward_pre_hooks)
+    )
 
 
 def _watches_outputs(module: pl.LightningModule) -> bool:
@@ -253,6 +275,7 @@ def select_engine(
     attached: int = 0,
     engine: str = "auto",
     verify: bool = True,
+    chunked_loss: bool = True,
 ) -> Selection:
     """Finds blocks, head and rows, picks an engine, and proves it on the first, the second and the last window.
 
@@ -266,6 +289,7 @@ def select_engine(
         attached: Tokens in front of each window that are to be trained through.
         engine: ``"auto"``, the first of ``ENGINES`` that passes, or the name of one.
         verify: Whether to prove the choice.
+        chunked_loss: Whether the loss makes the logits, a few rows at a time, where it can.
 
     Returns:
         The engine, not installed, with the findings.
@@ -288,7 +312,9 @@ def select_engine(
     failures: dict[str, str] = {}
     for name in names:
         try:
-            chosen = build_engine(module, trace, name, tokens=sampler.tokens, context=context)
+            chosen = build_engine(
+                module, trace, name, tokens=sampler.tokens, context=context, chunked_loss=chunked_loss
+            )
             error = None
             if verify:
                 error = _proved(chosen, trace, sandbox, runs, attached=attached, exact=context != "dropped")

@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Steps whose loss makes the logits, a few rows at a time, against the same steps with all logits of the windows."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import reco_lightning.cross_entropy
+from reco_lightning import ReCoCallback, WindowSampler
+from reco_lightning.injection import Injection
+from reco_lightning.linear_cross_entropy import linear_cross_entropy
+from tests.helpers import foreign
+from tests.helpers.foreign import BLOCKS, MODULES, PER_BLOCK, TOKENS, VOCAB, batches, trainer
+
+CHUNK = 7 * VOCAB  # rows of a chunk, which is no divisor of a window's
+
+
+@pytest.fixture(autouse=True)
+def chunks(monkeypatch):
+    """Makes chunks small, and counts the losses that are made so."""
+    calls = []
+
+    def small(*args, **kwargs):
+        calls.append(1)
+        return linear_cross_entropy(*args, **kwargs, chunk_elements=CHUNK)
+
+    monkeypatch.setattr(reco_lightning.cross_entropy, "linear_cross_entropy", small)
+    return calls
+
+
+def build(cls, **options):
+    torch.manual_seed(3)
+    return cls(**options)
+
+
+def sampler(**options):
+    return WindowSampler(BLOCKS, PER_BLOCK, **options)
+
+
+def weights_after(module, callback, **options):
+    trainer(callback, **options).fit(module, batches())
+    return dict(module.named_parameters())
+
+
+def assert_same_training(module, callback, chunks, *, used=True, atol=2e-6, **options):
+    """A fit with the chunked loss ends as one with all logits, and the loss was chunked where it should be."""
+    other = copy.deepcopy(module)
+    before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+    own = weights_after(module, callback(chunked_loss=True), **options)
+    assert bool(chunks) == used
+    chunks.clear()
+    expected = weights_after(other, callback(chunked_loss=False), **options)
+    assert not chunks
+    assert any(not torch.equal(before[name], value) for name, value in expected.items())
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            own[name], value, atol=atol, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+class Own(foreign.Base):
+    """The usual step, with options of the cross-entropy."""
+
+    def __init__(self, loss=None, **options):
+        super().__init__(**options)
+        self.loss = loss or {}
+
+    def training_step(self, batch, batch_idx):
+        ids = batch[0]
+        loss = F.cross_entropy(self.net(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten(), **self.loss)
+        return loss.mean() if loss.ndim else loss / (ids[:, 1:].numel() if self.loss.get("reduction") == "sum" else 1)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("context", ["frozen", "keys", "attached", "dropped"])
+def test_every_context(context, groups, chunks):
+    callback = partial(ReCoCallback, sampler(), context=context, windows_per_batch=groups)
+    assert_same_training(build(Own), callback, chunks)
+
+
+@pytest.mark.parametrize("engine", ["frozen", "prefix", "masked"])
+def test_every_engine(engine, chunks):
+    assert_same_training(build(Own), partial(ReCoCallback, sampler(), engine=engine), chunks)
+
+
+@pytest.mark.parametrize("cls", MODULES, ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("blocks", [2, BLOCKS])
+def test_every_form_of_step(cls, blocks, chunks):
+    # those that copy the logits, smooth the loss or leave it unreduced need all of them
+    used = cls in (foreign.LossInside, foreign.PrefixAndTokenizer, foreign.ManualOptimisation)
+    used = used or (cls is foreign.ShiftedInput)
+    callback = partial(ReCoCallback, sampler(window_blocks=blocks))
+    assert_same_training(build(cls), callback, chunks, used=used)
+
+
+@pytest.mark.parametrize(
+    ("loss", "used"),
+    [
+        ({"reduction": "sum"}, True),
+        ({"reduction": "none"}, False),
+        ({"ignore_index": 3}, True),
+        ({"ignore_index": 3, "reduction": "sum"}, True),
+        ({"label_smoothing": 0.1}, False),
+        ({"label_smoothing": 0.0, "weight": None}, True),
+        ({"weight": torch.linspace(0.5, 2, VOCAB)}, False),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("blocks", [2, BLOCKS])
+def test_every_option_of_the_loss(loss, used, blocks, chunks):
+    callback = partial(ReCoCallback, sampler(window_blocks=blocks))
+    assert_same_training(build(Own, loss=loss), callback, chunks, used=used)
+
+
+def test_a_whole_window_is_plain_training(chunks):
+    plain, windowed = build(Own), build(Own)
+    trainer().fit(plain, batches())
+    callback = ReCoCallback(sampler(window_blocks=BLOCKS), continuity_weight=0.0)
+    trainer(callback).fit(windowed, batches())
+    assert chunks
+    for (name, value), own in zip(plain.named_parameters(), windowed.parameters(), strict=True):
+        torch.testing.assert_close(own, value, atol=2e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("options", [{"continuity_balanced": True}, {"loss_aware": 1.0}], ids=str)
+def test_options_beyond_the_paper(options, chunks):
+    assert_same_training(build(Own), partial(ReCoCallback, sampler(), windows_per_batch=2, **options), chunks)
+
+
+def test_losses_of_groups(chunks, monkeypatch):
+    """Those that draw the next windows: of each group's window alone."""
+    found = {}
+    run = Injection.run
+
+    def watched(injection, *args, **kwargs):
+        result, report = run(injection, *args, **kwargs)
+        found.setdefault(injection.engine.linear_head is not None, []).append(report.losses)
+        return result, report
+
+    monkeypatch.setattr(Injection, "run", watched)
+    for chunked in (True, False):
+        callback = ReCoCallback(sampler(), windows_per_batch=2, loss_aware=1.0, chunked_loss=chunked)
+        trainer(callback).fit(build(Own), batches())
+    for own, expected in zip(found[True], found[False], strict=True):
+        assert [window for window, _ in own] == [window for window, _ in expected]
+        assert [float(loss) for _, loss in own] == pytest.approx([float(loss) for _, loss in expected], rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_precisions(precision, chunks):
+    atol = {"bf16-mixed": 2e-3, "bf16-true": 2e-2, "64-true": 1e-9}[precision]
+    assert_same_training(build(Own), partial(ReCoCallback, sampler()), chunks, atol=atol, precision=precision)
+
+
+class Scaled(nn.Linear):
+    """A head that is more than a linear layer."""
+
+    def forward(self, states):
+        return super().forward(states) * 2
+
+
+def watched_head():
+    head = nn.Linear(foreign.DIM, VOCAB, bias=False)
+    head.register_forward_hook(lambda *_: None)
+    return head
+
+
+def own_forward():
+    head = nn.Linear(foreign.DIM, VOCAB)
+    forward = head.forward
+    head.forward = lambda states: forward(states) * 2
+    return head
+
+
+@pytest.mark.parametrize(
+    ("head", "used"),
+    [
+        (lambda: nn.Linear(foreign.DIM, VOCAB), True),
+        (lambda: nn.Linear(foreign.DIM, VOCAB).requires_grad_(False), True),
+        (lambda: Scaled(foreign.DIM, VOCAB), False),
+        (watched_head, False),
+        (own_forward, False),
+    ],
+    ids=["bias", "not-trained", "another-class", "hooked", "own-forward"],
+)
+def test_heads(head, used, chunks):
+    module, other = build(Own), build(Own)
+    for each in (module, other):
+        torch.manual_seed(4)
+        each.net.lm_head = head()
+    own = weights_after(module, ReCoCallback(sampler()))
+    assert bool(chunks) == used
+    expected = weights_after(other, ReCoCallback(sampler(), chunked_loss=False))
+    for name, value in expected.items():
+        torch.testing.assert_close(own[name], value, atol=2e-6, rtol=1e-4)
+
+
+def test_a_head_that_shares_the_embeddings_weight(chunks):
+    module = build(Own)
+    module.net.lm_head.weight = module.net.wte.weight
+    assert_same_training(module, partial(ReCoCallback, sampler()), chunks)
+
+
+def test_logits_that_are_changed_in_place_are_all_made(chunks):
+    class Cooled(Own):
+        def training_step(self, batch, batch_idx):
+            ids = batch[0]
+            logits = self.net(ids[:, :-1])
+            logits /= 2
+            return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+
+    assert_same_training(build(Cooled), partial(ReCoCallback, sampler()), chunks, used=False)
+
+
+@pytest.mark.parametrize("scale", [None, 2.0**12], ids=["plain", "scaled"])
+def test_gradient_scaling(scale, chunks):
+    """As a scaler of half precision has it: the loss times a number, gradients divided by it."""
+
+    class Times(Own):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) * (scale or 1.0)
+
+        def on_before_optimizer_step(self, optimizer):
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    parameter.grad /= scale or 1.0
+
+    assert_same_training(build(Times), partial(ReCoCallback, sampler()), chunks)
+
+
+class Largest(TorchDispatchMode):
+    """The most elements of a result whose last dimension is the vocabulary."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor) and leaf.shape[-1:] == (VOCAB,) and any(leaf.stride()):
+                if leaf.shape == (foreign.DIM, VOCAB):  # the head's weight, transposed
+                    continue
+                self.elements = max(self.elements, leaf.numel())
+        return result
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+@pytest.mark.parametrize("blocks", [2, BLOCKS])
+def test_logits_of_a_window_never_exist(blocks, chunked):
+    module, ids = build(Own), next(iter(batches()))[0]
+    callback = ReCoCallback(sampler(window_blocks=blocks), chunked_loss=chunked)
+
+    def step():
+        return module.training_step([ids], 0)
+
+    selection = callback.select(module, step)
+    injection = Injection(selection.engine, selection.trace, callback.continuity)
+    selection.engine.install()
+    try:
+        with Largest() as seen:
+            injection.run([callback.sampler.windows[-1]], step)[0].backward()
+    finally:
+        selection.engine.remove()
+    window = len(ids) * min(blocks * PER_BLOCK, TOKENS - 1) * VOCAB
+    assert seen.elements == (CHUNK if chunked else window)
+
+
+def test_a_compiled_network(chunks):
+    module = build(Own)
+    compiled = copy.deepcopy(module)
+    compiled.net = torch.compile(compiled.net, backend="eager")
+    own = weights_after(compiled, ReCoCallback(sampler()))
+    assert chunks
+    expected = weights_after(module, ReCoCallback(sampler(), chunked_loss=False))
+    for value, other in zip(own.values(), expected.values(), strict=True):
+        torch.testing.assert_close(value, other, atol=2e-6, rtol=1e-4)
+
+
+def test_takes_a_switch():
+    with pytest.raises(ValueError, match=r"chunked_loss must be True or False, got 3"):
+        ReCoCallback(sampler(), chunked_loss=3)
+
+
+def test_the_module_needs_no_logits_elsewhere(chunks):
+    """What a step computes from the logits besides is NaN, as it was: a wrong use cannot pass unseen."""
+    seen = []
+
+    class Measured(Own):
+        def training_step(self, batch, batch_idx):
+            ids = batch[0]
+            logits = self.net(ids[:, :-1])
+            loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+            seen.append(logits.detach().mean().item())
+            return loss
+
+    pl.seed_everything(0)
+    weights_after(build(Measured), ReCoCallback(sampler()))
+    assert chunks
+    assert all(value != value for value in seen[-2:])
