@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -122,6 +123,42 @@ def cut_block_mask(mask: BlockMask, *, start: int, stop: int, samples: slice | N
     )
 
 
+@dataclass(eq=False)
+class _Cut:
+    """Cuts an argument; a function that called itself would keep the states until Python collects its cycles."""
+
+    hidden: torch.Tensor
+    states: torch.Tensor
+    start: int
+    stop: int
+    rows: int
+    samples: slice | None
+    batch: int
+
+    def __call__(self, value: Any) -> Any:
+        if value is self.hidden:
+            return self.states
+        if isinstance(value, torch.Tensor):
+            if self.samples is not None and value.ndim >= 2 and value.shape[0] == self.batch:
+                if self.batch == self.rows and (value.ndim == 2 or self.rows not in value.shape[1:]):
+                    raise ValueError(
+                        f"a block's argument {tuple(value.shape)} may run along the batch or the sequence, both are "
+                        f"{self.rows} long; several windows in a batch cannot be told apart then: choose another "
+                        "batch_size"
+                    )
+                value = value[self.samples]
+            return cut_tensor(value, start=self.start, stop=self.stop, rows=self.rows)
+        if type(value) in (tuple, list):
+            return type(value)(self(item) for item in value)
+        if type(value) is dict:
+            return {key: self(item) for key, item in value.items()}
+        if isinstance(value, BlockMask):
+            return cut_block_mask(value, start=self.start, stop=self.stop, samples=self.samples)
+        if not isinstance(value, _SCALARS) and hasattr(value, "get_seq_length") and hasattr(value, "update"):
+            return None
+        return value
+
+
 def cut_call(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -151,28 +188,5 @@ def cut_call(
     Raises:
         ValueError: If it cannot be told whether an argument runs along the batch or along the sequence.
     """
-    hidden = take_hidden(args, kwargs)
-
-    def cut(value: Any) -> Any:
-        if value is hidden:
-            return states
-        if isinstance(value, torch.Tensor):
-            if samples is not None and value.ndim >= 2 and value.shape[0] == batch:
-                if batch == rows and (value.ndim == 2 or rows not in value.shape[1:]):
-                    raise ValueError(
-                        f"a block's argument {tuple(value.shape)} may run along the batch or the sequence, both are "
-                        f"{rows} long; several windows in a batch cannot be told apart then: choose another batch_size"
-                    )
-                value = value[samples]
-            return cut_tensor(value, start=start, stop=stop, rows=rows)
-        if type(value) in (tuple, list):
-            return type(value)(cut(item) for item in value)
-        if type(value) is dict:
-            return {key: cut(item) for key, item in value.items()}
-        if isinstance(value, BlockMask):
-            return cut_block_mask(value, start=start, stop=stop, samples=samples)
-        if not isinstance(value, _SCALARS) and hasattr(value, "get_seq_length") and hasattr(value, "update"):
-            return None
-        return value
-
+    cut = _Cut(take_hidden(args, kwargs), states, start, stop, rows, samples, batch)
     return tuple(cut(value) for value in args), {name: cut(value) for name, value in kwargs.items()}

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A step's tensors end with the step: none waits in a cycle of references for Python's collector."""
+
+from __future__ import annotations
+
+import gc
+from functools import partial
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from reco_lightning import ReCoCallback, WindowSampler
+from reco_lightning.injection import Injection
+from tests.helpers import foreign
+
+
+def build(recomputes):
+    torch.manual_seed(0)
+    module = foreign.ShiftedInput()
+    if recomputes:
+        for layer in module.net.h:
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    return module
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"context": "keys"},
+        {"context": "attached"},
+        {"context": "dropped"},
+        {"engine": "prefix"},
+        {"engine": "masked"},
+        {"windows_per_batch": 2},
+        {"chunked_loss": False},
+        {"continuity_balanced": True},
+        {"loss_aware": 1.0},
+        {"recomputes": True},
+    ],
+    ids=str,
+)
+def test_no_tensor_is_left_to_the_collector(options):
+    options = dict(options)
+    module = build(options.pop("recomputes", False))
+    ids = next(iter(foreign.batches()))[0]
+    callback = ReCoCallback(WindowSampler(foreign.BLOCKS, foreign.PER_BLOCK), **options)
+
+    def step():
+        return module.training_step([ids], 0)
+
+    selection = callback.select(module, step)
+    injection = Injection(selection.engine, selection.trace, callback.continuity, by_group=callback._losses is not None)
+    windows = callback.sampler.windows[-callback.windows_per_batch :]
+
+    def train():
+        injection.run(windows, step)[0].backward()
+        selection.engine.disarm()
+
+    selection.engine.install()
+    try:
+        train()  # the first step looks more closely
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        train()
+        gc.collect()
+        left = [tuple(value.shape) for value in gc.garbage if isinstance(value, torch.Tensor)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+        selection.engine.remove()
+    assert left == []
