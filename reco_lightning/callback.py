@@ -204,10 +204,12 @@ class ReCoCallback(pl.Callback):
             if self._losses is not None:
                 for window, loss in self._report.losses:
                     self._losses.add(window, loss)
-            values: dict[str, torch.Tensor | float] = {
-                "reco/cross_entropy": self._report.cross_entropy,
+            loss = self._report.cross_entropy
+            values = {
+                "reco/cross_entropy": loss,
                 "reco/continuity": self._report.continuity,
-                "reco/window_start": self._report.window_start,
+                # filled on the device: a number would be copied there, and the copy waited for
+                "reco/window_start": loss.new_full((), self._report.window_start, dtype=torch.float32),
             }
             pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1)
             self._report = None

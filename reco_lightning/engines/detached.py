@@ -86,11 +86,13 @@ class DetachedEngine(PatchedEngine):
         groups, whole = self._split(batch, rows)
         if self._run is not None and (self._run.groups, self._run.rows) == (groups, rows):
             return
-        sizes = torch.tensor([group.samples.stop - group.samples.start for group in groups], device=hidden.device)
         row = torch.arange(rows, device=hidden.device)
 
         def per_sample(bounds: list[int]) -> torch.Tensor:
-            return torch.tensor(bounds, device=hidden.device).repeat_interleave(sizes, output_size=batch)[:, None]
+            sizes = [group.samples.stop - group.samples.start for group in groups]
+            # filled on the device: a copy from the host would wait for it
+            parts = [row.new_full((size, 1), bound) for size, bound in zip(sizes, bounds, strict=True)]
+            return torch.cat(parts)
 
         constant = None
         if self.context != "attached" and any(group.first for group in groups):
