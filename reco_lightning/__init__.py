@@ -46,7 +46,7 @@ __all__ = [
     "load_method",
 ]
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 # Where each name lives. Imported on first use: torch and Lightning take seconds, which `reco --help` need not wait for.
 _HOMES = {
