@@ -79,18 +79,36 @@ class AttentionJoint:
 
     def run_window(self, call: Callable[..., Any], kept: KeptKeys, rows: int) -> Any:
         """See ``Joint``."""
+        output, joined = self._attend(call, kept, rows)
+        _check(joined, kept)
+        return output
+
+    def _attend(self, call: Callable[..., Any], kept: KeptKeys, rows: int) -> tuple[Any, int]:
         waiting = iter(kept.pairs)
+        joined = 0
 
         def attend(
             query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
         ) -> torch.Tensor:
-            if query.shape[-2] == rows and key.shape[-2] in (rows, kept.rows + rows):
+            nonlocal joined
+            # no "in": torch.compile finds no size that it does not know by it
+            if query.shape[-2] == rows and (key.shape[-2] == rows or key.shape[-2] == kept.rows + rows):
                 context = next(waiting) if key.shape[-2] == rows else None
+                joined += 1
                 return join_context(query, key, value, context, *args, **kwargs)
             return scaled_dot_product_attention(query, key, value, *args, **kwargs)
 
         with FunctionTap({scaled_dot_product_attention: attend}):
-            return call()
+            return call(), joined
+
+
+def _check(joined: int, kept: KeptKeys) -> None:
+    """Refuses a window that has attended without its context."""
+    if joined != len(kept.pairs):
+        raise RuntimeError(
+            f"a block attended {len(kept.pairs)} times over its context and {joined} times over its window with the "
+            "context in front; its attention must be the same whatever the number of rows"
+        )
 
 
 class _RecordingCache:
@@ -115,6 +133,7 @@ class _JoiningCache:
     def __init__(self, kept: KeptKeys) -> None:
         self.rows = kept.rows
         self.waiting = iter(kept.pairs)
+        self.joined = 0
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.rows
@@ -123,6 +142,7 @@ class _JoiningCache:
         self, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         context = next(self.waiting)
+        self.joined += 1
         return torch.cat([context[0], key], dim=-2), torch.cat([context[1], value], dim=-2)
 
 
@@ -135,5 +155,8 @@ class CacheJoint(AttentionJoint):
 
     def run_window(self, call: Callable[..., Any], kept: KeptKeys, rows: int) -> Any:
         """See ``Joint``."""
+        cache = _JoiningCache(kept)
         # scaled_dot_product_attention, where it is reached all the same, has to be causal from the lower right
-        return super().run_window(partial(call, **{CACHE_ARGUMENT: _JoiningCache(kept)}), kept, rows)
+        output, _ = self._attend(partial(call, **{CACHE_ARGUMENT: cache}), kept, rows)
+        _check(cache.joined, kept)
+        return output

@@ -140,7 +140,7 @@ class _Cut:
             return self.states
         if isinstance(value, torch.Tensor):
             if self.samples is not None and value.ndim >= 2 and value.shape[0] == self.batch:
-                if self.batch == self.rows and (value.ndim == 2 or self.rows not in value.shape[1:]):
+                if self.batch == self.rows and (value.ndim == 2 or all(size != self.rows for size in value.shape[1:])):
                     raise ValueError(
                         f"a block's argument {tuple(value.shape)} may run along the batch or the sequence, both are "
                         f"{self.rows} long; several windows in a batch cannot be told apart then: choose another "

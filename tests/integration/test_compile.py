@@ -70,10 +70,10 @@ class Module(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(build, how, sampler=None, **options):
+def fit(build, how, sampler=None, *, dynamic=None, **options):
     torch.manual_seed(3)
     module = Module(build())
-    compiling = {"backend": "eager", "fullgraph": True}  # a graph break is an error
+    compiling = {"backend": "eager", "fullgraph": True, "dynamic": dynamic}  # a graph break is an error
     if how == "wrapped":
         module.net = torch.compile(module.net, **compiling)
     elif how == "in place":
@@ -103,6 +103,13 @@ def test_compiled_networks_train_to_the_same_weights_without_a_graph_break(name)
     assert not counters["graph_break"]
     # windows 0-12, 6-18, 12-24, 18-30, and at most as many pairs of them
     assert 1 <= counters["stats"]["unique_graphs"] <= (4 if "windows_per_batch" not in options else 16)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_sizes_that_are_symbols(name):
+    """torch makes them so where one network runs on sequences of several lengths."""
+    build, options = NETWORKS[name]
+    assert_equal(fit(build, "in place", dynamic=True, **options), fit(build, None, **options))
 
 
 # a warning that torch gives itself while it traces a block on states with a graph
