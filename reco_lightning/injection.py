@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,10 @@ from reco_lightning.windows import Window
 
 __all__ = ["Injection", "StepReport", "mean_continuity"]
 
+_COPIES = tuple(
+    getattr(torch.Tensor, name)
+    for name in ("bfloat16", "clone", "contiguous", "double", "float", "half", "to", "type", "type_as")
+)
 _OPTIONS = ("weight", "size_average", "ignore_index", "reduce", "reduction", "label_smoothing")
 
 
@@ -74,6 +79,8 @@ class Injection:
         self.engine = engine
         self.call = trace.call
         self.loss_tail = trace.loss_tail
+        self._copied = trace.copies_head and not trace.views_head and engine.placeholder is not None
+        self._placeholders: list[torch.Tensor] = []
         self.continuity = continuity
         self.by_group = by_group
         self._progress = 0.0
@@ -100,7 +107,12 @@ class Injection:
         """
         self._calls, self._report, self._progress = 0, None, progress
         self.engine.arm(windows, attached=attached)
-        with FunctionTap({F.cross_entropy: self.cross_entropy}):
+        handlers: dict[Callable[..., Any], Callable[..., Any]] = {F.cross_entropy: self.cross_entropy}
+        if self._copied:
+            assert self.engine.placeholder is not None
+            self._placeholders = [self.engine.placeholder]
+            handlers |= {function: partial(self._copy, function) for function in _COPIES}
+        with FunctionTap(handlers):
             result = step()
         self._first = False
         if self.engine.output is not None and self._report is None:
@@ -110,6 +122,14 @@ class Injection:
                 "losses in one order"
             )
         return result, self._report
+
+    def _copy(self, function: Callable[..., Any], values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Stands in for copies: that of a placeholder is one number too."""
+        if not any(values._base is placeholder for placeholder in self._placeholders):
+            return function(values, *args, **kwargs)
+        number = function(values[(0,) * values.ndim], *args, **kwargs)
+        self._placeholders.append(number)
+        return number.expand(values.shape)
 
     def cross_entropy(self, logits: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Stands in for ``F.cross_entropy`` during a step: the network's own call gives the windows'."""

@@ -221,6 +221,67 @@ def test_logits_that_are_changed_in_place_are_all_made(chunks):
     assert_same_training(build(Cooled), partial(ReCoCallback, sampler()), chunks, used=False)
 
 
+COPIES = {
+    "float": lambda logits: logits.float(),
+    "to": lambda logits: logits.to(torch.float32),
+    "type": lambda logits: logits.type(torch.float32),
+    "like": lambda logits: logits.to(torch.zeros(1)),
+    "clone": lambda logits: logits.clone(),
+    "twice": lambda logits: logits.float().double()[..., :].contiguous(),
+}
+
+
+class Copying(Own):
+    """transformers' form: logits of all rows in float32, shifted by a copy."""
+
+    copy = staticmethod(lambda logits: logits.float())
+
+    def training_step(self, batch, batch_idx):
+        ids = batch[0]
+        logits = self.copy(self.net(ids))
+        shifted = logits[..., :-1, :].contiguous()
+        return F.cross_entropy(shifted.view(-1, VOCAB), ids[:, 1:].reshape(-1))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("copy_", COPIES.values(), ids=COPIES)
+def test_copies_of_the_logits_are_never_made(copy_, precision, chunks):
+    class Module(Copying):
+        copy = staticmethod(copy_)
+
+    atol = 2e-6 if precision == "32-true" else 2e-3
+    assert_same_training(build(Module), partial(ReCoCallback, sampler()), chunks, atol=atol, precision=precision)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda logits: logits * 1.0, lambda logits: logits.float() / 1.0, lambda logits: logits.clone().mul_(1.0)],
+    ids=["times", "over", "in-place"],
+)
+def test_a_change_that_changes_nothing_yet_is_no_copy(change, chunks):
+    class Module(Copying):
+        copy = staticmethod(change)
+
+    assert_same_training(build(Module), partial(ReCoCallback, sampler()), chunks, used=False)
+
+
+def test_tensors_of_the_steps_own_are_copied_as_ever(chunks):
+    class Masked(Copying):
+        def training_step(self, batch, batch_idx):
+            mask = torch.ones(1, 1).expand(2, 3).float().contiguous().clone()
+            mask[:, 0] = 0
+            assert mask.sum() == 4
+            return super().training_step(batch, batch_idx)
+
+    assert_same_training(build(Masked), partial(ReCoCallback, sampler()), chunks)
+
+
+def test_a_compiled_loss_makes_all_logits(chunks):
+    module = build(Copying)
+    module.net = torch.compile(module.net, backend="eager")
+    assert_same_training(module, partial(ReCoCallback, sampler()), chunks, used=False)
+
+
 @pytest.mark.parametrize("scale", [None, 2.0**12], ids=["plain", "scaled"])
 def test_gradient_scaling(scale, chunks):
     """As a scaler of half precision has it: the loss times a number, gradients divided by it."""
@@ -256,8 +317,9 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("chunked", [True, False])
 @pytest.mark.parametrize("blocks", [2, BLOCKS])
-def test_logits_of_a_window_never_exist(blocks, chunked):
-    module, ids = build(Own), next(iter(batches()))[0]
+@pytest.mark.parametrize("cls", [Own, Copying])
+def test_logits_of_a_window_never_exist(cls, blocks, chunked):
+    module, ids = build(cls), next(iter(batches()))[0]
     callback = ReCoCallback(sampler(window_blocks=blocks), chunked_loss=chunked)
 
     def step():
@@ -271,7 +333,7 @@ def test_logits_of_a_window_never_exist(blocks, chunked):
             injection.run([callback.sampler.windows[-1]], step)[0].backward()
     finally:
         selection.engine.remove()
-    window = len(ids) * min(blocks * PER_BLOCK, TOKENS - 1) * VOCAB
+    window = len(ids) * min(blocks * PER_BLOCK, TOKENS - (cls is Own)) * VOCAB
     assert seen.elements == (CHUNK if chunked else window)
 
 

@@ -79,6 +79,7 @@ class Engine(Protocol):
 
     name: str
     tokens: int
+    placeholder: torch.Tensor | None
     linear_head: nn.Linear | None
 
     def install(self) -> None:

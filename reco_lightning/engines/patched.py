@@ -95,7 +95,7 @@ class PatchedEngine:
         self.linear_head = linear_head
         self._patches = list(patches)
         self._fill = fill
-        self._placeholder = placeholder
+        self.placeholder = placeholder
         self._windows: tuple[Window, ...] | None = None
         self._attached = 0
         self._inference = False
@@ -167,24 +167,24 @@ class PatchedEngine:
     def _leaves_logits(self, states: torch.Tensor, run: Run, unread: Sequence[torch.Tensor]) -> bool:
         """Whether the loss makes the logits of these states."""
         run.unread = None
-        if self.linear_head is None or self._placeholder is None or self._inference:
+        if self.linear_head is None or self.placeholder is None or self._inference:
             return False
         device = states.device.type
         autocast = torch.is_autocast_enabled(device)
-        if (torch.get_autocast_dtype(device) if autocast else states.dtype) != self._placeholder.dtype:
+        if (torch.get_autocast_dtype(device) if autocast else states.dtype) != self.placeholder.dtype:
             return False
         run.unread = tuple(unread)
         return True
 
     def _expanded(self, shape: torch.Size) -> torch.Tensor:
-        assert self._placeholder is not None
+        assert self.placeholder is not None
         assert self.linear_head is not None
-        return self._placeholder.expand(*shape, self.linear_head.out_features)
+        return self.placeholder.expand(*shape, self.linear_head.out_features)
 
     def _leave(self, packed: torch.Tensor, run: Run, shape: torch.Size) -> torch.Tensor:
         """What the network returns, given the windows' logits packed (B, R, V): of that shape and V."""
         run.logits = None
-        if self._placeholder is None or self._inference or self._placeholder.dtype != packed.dtype:
+        if self.placeholder is None or self._inference or self.placeholder.dtype != packed.dtype:
             return place_rows(packed, run.groups, run.rows, fill=self._other_rows).view(*shape, -1)
         run.logits = tuple(packed[group.samples, : group.stop - group.loss_start] for group in run.groups)
-        return self._placeholder.expand(*shape, packed.shape[-1])
+        return self.placeholder.expand(*shape, packed.shape[-1])

@@ -58,6 +58,8 @@ class Trace:
         unmasked: Whether a call of ``F.scaled_dot_product_attention`` in the blocks was neither causal nor masked.
         learns_behind_head: Whether parameters stand between the head's output and the loss.
         views_head: Whether the cross-entropy is given the head's output itself, or a view of it.
+        copies_head: Whether it is given that or a copy of it, in a type of its own.
+        head_type: Type of the head's output.
         flat: Whether the blocks' states are (B, T, D), and not of more dimensions.
         logits: The cross-entropy's input in the plain step.
         hidden: The states that the head read, (B, T, D).
@@ -76,6 +78,8 @@ class Trace:
     unmasked: bool
     learns_behind_head: bool
     views_head: bool
+    copies_head: bool
+    head_type: torch.dtype
     flat: bool
     logits: torch.Tensor
     hidden: torch.Tensor
@@ -119,6 +123,14 @@ class _Stack:
     unmasked: bool = False
 
 
+_COPIES = frozenset(
+    f"{name}Backward{number}"
+    for name in ("Alias", "Clone", "Permute", "ReshapeAlias", "Slice", "ToCopy", "Transpose", "UnsafeView", "View")
+    for number in range(2)
+)
+"""What autograd calls the steps from a tensor to a copy or a view of it."""
+
+
 @dataclass
 class _Record:
     stack: _Stack
@@ -132,6 +144,15 @@ class _Record:
         """Whether logits are the module's output as it left it, or a view of that."""
         same = logits.untyped_storage().data_ptr() == self.output.untyped_storage().data_ptr()
         return same and self.output._version == self.version
+
+    def is_copied_in(self, logits: torch.Tensor) -> bool:
+        """Whether logits are the module's output as it left it, or copies and views of that."""
+        node = logits.grad_fn
+        while node is not None and node != self.output.grad_fn:
+            if node.name() not in _COPIES:
+                return False
+            node = node.next_functions[0][0]
+        return node is not None and self.output._version == self.version and logits.device == self.output.device
 
 
 class _Recorder:
@@ -331,6 +352,8 @@ class _Recorder:
             unmasked=stack.unmasked,
             learns_behind_head=_reaches_parameter(logits, head.output),
             views_head=head.is_seen_in(logits),
+            copies_head=head.is_copied_in(logits),
+            head_type=head.output.dtype,
             flat=len(stack.shape) == 3,
             logits=logits.detach(),
             hidden=head.states.detach().flatten(1, -2),

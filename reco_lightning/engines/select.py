@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from reco_lightning.cross_entropy import select_rows
 from reco_lightning.engines.base import Context, Engine
+from reco_lightning.engines.compiled import is_compiled
 from reco_lightning.engines.detached import DetachedEngine
 from reco_lightning.engines.dropped import DroppedEngine
 from reco_lightning.engines.frozen import FrozenEngine
@@ -95,8 +96,10 @@ def build_engine(
         "fill": 0.0 if trace.learns_behind_head else float("nan"),
         "placeholder": None,
     }
-    if trace.views_head and not _watches_outputs(module):
-        common["placeholder"] = trace.logits.new_full((), float("nan"))
+    # inside a compiled graph copies of a placeholder are real ones
+    untouched = trace.views_head or (trace.copies_head and not is_compiled(module))
+    if untouched and not _watches_outputs(module):
+        common["placeholder"] = trace.logits.new_full((), float("nan"), dtype=trace.head_type)
         if chunked_loss and _is_plain_linear(head):
             common["linear_head"] = head
     if name == "dropped":
