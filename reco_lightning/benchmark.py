@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from reco_lightning.callback import ReCoCallback
+from reco_lightning.checks import check_text, check_texts, check_whole
 from reco_lightning.engines.compiled import RecompileLimit
 from reco_lightning.explanation import explain
 from reco_lightning.injection import Injection
@@ -27,7 +28,7 @@ from reco_lightning.methods import load_method, method_names
 from reco_lightning.models.transformer import SIZES, VideoTransformer
 from reco_lightning.windows import Window, WindowSampler
 
-__all__ = ["METHODS", "Measurement", "matrix_rate", "measure", "network_of_size"]
+__all__ = ["METHODS", "Measurement", "check_measurement", "matrix_rate", "measure", "network_of_size"]
 
 METHODS = ("plain", "fewer-frames", "local-opt", "reco")
 """Plain training, and the methods of ``recipes/method`` that are measured by default."""
@@ -83,10 +84,11 @@ def network_of_size(size: str, *, vocab_size: int, grid: tuple[int, int, int]) -
         >>> network_of_size("32x2x2", vocab_size=16, grid=(5, 2, 2)).config["dim"]
         32
     """
+    check_text(size=size)
     if size in SIZES:
         return VideoTransformer.from_name(size, vocab_size=vocab_size, grid=grid)  # type: ignore[arg-type]
     numbers = size.split("x")
-    if len(numbers) != 3 or not all(number.isdigit() for number in numbers):
+    if len(numbers) != 3 or not all(number.isdecimal() and int(number) for number in numbers):
         raise ValueError(f"size must be one of {', '.join(SIZES)}, or WIDTHxDEPTHxHEADS such as 256x6x4, got {size!r}")
     dim, depth, heads = map(int, numbers)
     return VideoTransformer(vocab_size=vocab_size, grid=grid, dim=dim, depth=depth, heads=heads)
@@ -107,6 +109,28 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, *, seconds: float = 1.
         taken = _seconds(lambda: a @ a, device)
         best = max(best, 2 * size**3 / taken)
     return best
+
+
+def check_measurement(*, methods: Sequence[str], batch_size: int, steps: int, burn_in: int) -> None:
+    """Refuses what `measure` cannot measure.
+
+    Args:
+        methods: As in `measure`, like all that follows.
+        batch_size: 1 or more.
+        steps: 1 or more.
+        burn_in: 0 or more.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+    check_texts(methods=methods)
+    check_whole(batch_size=batch_size, steps=steps, burn_in=burn_in)
+    known = ["plain", *(name for name in method_names() if name != "baseline")]
+    if "plain" not in methods or not set(methods) <= set(known):
+        raise ValueError(f"methods must hold 'plain' and be of {', '.join(known)}, got {', '.join(methods)}")
+    for name, value, least in (("batch_size", batch_size, 1), ("steps", steps, 1), ("burn_in", burn_in, 0)):
+        if value < least:
+            raise ValueError(f"{name} must be {least} or more, got {value}")
 
 
 class _Step(pl.LightningModule):
@@ -159,14 +183,7 @@ def measure(
     Raises:
         ValueError: If an argument is out of its range.
     """
-    known = ["plain", *(name for name in method_names() if name != "baseline")]
-    if "plain" not in methods or not set(methods) <= set(known):
-        raise ValueError(f"methods must hold 'plain' and be of {', '.join(known)}, got {', '.join(methods)}")
-    if steps < 1 or burn_in < 0 or batch_size < 1:
-        raise ValueError(
-            f"steps and batch_size must be 1 or more and burn_in 0 or more, got steps={steps}, "
-            f"batch_size={batch_size}, burn_in={burn_in}"
-        )
+    check_measurement(methods=methods, batch_size=batch_size, steps=steps, burn_in=burn_in)
     module = _Step(network).to(device).train()
     tokens = torch.randint(network.vocab_size, (batch_size, network.num_tokens), device=device)
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=device.type == "cuda")

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from tqdm import tqdm
 
-from reco_lightning.benchmark import METHODS, Measurement, matrix_rate, measure, network_of_size
+from reco_lightning.benchmark import METHODS, Measurement, check_measurement, matrix_rate, measure, network_of_size
+from reco_lightning.checks import check_path, check_switch, check_texts
 from reco_lightning.generation_benchmark import write_generation_speeds
 from reco_lightning.plots import COLOURS
 from reco_lightning.tokenize import pick_device
@@ -65,6 +66,15 @@ def benchmark(
     Raises:
         ValueError: If an argument is out of its range.
     """
+    check_texts(sizes=sizes)
+    check_measurement(methods=methods, batch_size=batch_size, steps=steps, burn_in=burn_in)
+    if precision not in ("32", "bf16"):
+        raise ValueError(f"precision must be '32' or 'bf16', got {precision!r}")
+    check_switch(compile=compile, generation=generation)
+    check_path(output=output)
+    for size in sizes:
+        with torch.device("meta"):  # refuses sizes, grid and vocab_size, and holds no weights
+            network_of_size(size, vocab_size=vocab_size, grid=grid)
     place = pick_device(device)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     folder = Path(output)

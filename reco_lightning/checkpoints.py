@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import importlib
 import os
-import pickle
 import re
 from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning.pytorch as L
 import torch
+
+from reco_lightning.checks import check_path
 
 __all__ = ["VIDEO_MODEL", "checkpoint_model", "load_module"]
 
@@ -32,7 +33,7 @@ def checkpoint_model(path: str | os.PathLike[str]) -> dict[str, Any] | None:
         written by a command line) and is neither a `VideoModel`'s nor a `TextVideoModel`'s, as its `network` shows.
 
     Raises:
-        ValueError: If the file is no checkpoint, or reading it would run code.
+        ValueError: If there is no such file, it is no checkpoint, or reading it would run code.
     """
     stored = _read(path).get("hyper_parameters", {})
     if "_class_path" not in stored:
@@ -48,9 +49,12 @@ def checkpoint_model(path: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A checkpoint's content, without running code in it; the weights stay on disk."""
+    check_path(checkpoint=path)
+    if not Path(path).is_file():
+        raise ValueError(f"checkpoint must be a checkpoint file, got {os.fspath(path)!r}, which is none")
     try:
         stored = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # bytes that are no pickle fail in many ways
         unsafe = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it holds a {unsafe[1]}, and reading that would run code" if unsafe else str(error).partition("\n")[0]
         raise ValueError(
@@ -72,10 +76,8 @@ def load_module(checkpoint: str, kind: type[Kind]) -> Kind:
         The module.
 
     Raises:
-        ValueError: If there is no such file, or it holds a module of another kind.
+        ValueError: If there is no such file, or it holds a module of another kind or other weights.
     """
-    if not Path(checkpoint).is_file():
-        raise ValueError(f"checkpoint must be a checkpoint file, got {checkpoint!r}, which is none")
     stored = checkpoint_model(checkpoint)
     cls: Any = kind
     if stored:
@@ -88,4 +90,13 @@ def load_module(checkpoint: str, kind: type[Kind]) -> Kind:
             ) from error
         if not isinstance(cls, type) or not issubclass(cls, kind):
             raise ValueError(f"checkpoint must hold a {kind.__name__}, got a {stored['class_path']}: {checkpoint}")
-    return cls.load_from_checkpoint(checkpoint, map_location="cpu").eval()
+    try:
+        return cls.load_from_checkpoint(checkpoint, map_location="cpu").eval()
+    except (
+        RuntimeError,
+        KeyError,
+        TypeError,
+    ) as error:  # of torch and Lightning, where arguments or weights are others
+        raise ValueError(
+            f"checkpoint must hold the arguments and weights of its {cls.__name__}, got {checkpoint!r}: {error}"
+        ) from error

@@ -15,11 +15,14 @@ from typing import Any
 from torch import Tensor
 
 __all__ = [
+    "check_betas",
     "check_finite",
     "check_path",
     "check_size",
     "check_switch",
     "check_tensor",
+    "check_text",
+    "check_texts",
     "check_whole",
     "check_whole_sequence",
 ]
@@ -78,6 +81,23 @@ def check_size(**values: Any) -> None:
         ValueError: size must be two whole numbers of 1 or more, (height, width), got (256, 0)
     """
     _check(values, _is_size, "two whole numbers of 1 or more, (height, width)")
+
+
+def check_betas(**values: Any) -> None:
+    """Refuses what is no pair of averaging constants, as AdamW has them: two numbers in [0, 1).
+
+    Args:
+        values: Arguments by name.
+
+    Raises:
+        ValueError: One is something else.
+
+    Example:
+        >>> check_betas(betas=(0.9, 1.0))
+        Traceback (most recent call last):
+        ValueError: betas must be two numbers in [0, 1), got (0.9, 1.0)
+    """
+    _check(values, _is_pair_of_shares, "two numbers in [0, 1)")
 
 
 def check_finite(*, or_none: bool = False, **values: Any) -> None:
@@ -152,6 +172,41 @@ def check_tensor(**values: Any) -> None:
     _check(values, lambda value: isinstance(value, Tensor), "a torch.Tensor")
 
 
+def check_text(**values: Any) -> None:
+    """Refuses what is no text; the empty one is.
+
+    Args:
+        values: Arguments by name.
+
+    Raises:
+        ValueError: One is of another kind.
+
+    Example:
+        >>> check_text(y_label=3)
+        Traceback (most recent call last):
+        ValueError: y_label must be text, got 3
+    """
+    _check(values, lambda value: isinstance(value, str), "text")
+
+
+def check_texts(**values: Any) -> None:
+    """Refuses what is no list of one text or more; a text alone is none.
+
+    Args:
+        values: Arguments by name.
+
+    Raises:
+        ValueError: One is of another kind, or empty.
+
+    Example:
+        >>> check_texts(methods=["plain", "reco"])
+        >>> check_texts(methods="plain")
+        Traceback (most recent call last):
+        ValueError: methods must be a list of one text or more, got 'plain'
+    """
+    _check(values, _is_texts, "a list of one text or more")
+
+
 def _check(values: Mapping[str, Any], accepts: Callable[[Any], bool], allowed: str, or_none: bool = False) -> None:
     for name, value in values.items():
         if not (or_none and value is None) and not accepts(value):
@@ -175,8 +230,17 @@ def _is_whole_sequence(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes)) and all(map(_is_whole, value))
 
 
+def _is_texts(value: Any) -> bool:
+    listed = isinstance(value, Sequence) and not isinstance(value, (str, bytes)) and len(value) > 0
+    return listed and all(isinstance(one, str) for one in value)
+
+
 def _is_size(value: Any) -> bool:
     return isinstance(value, Sequence) and len(value) == 2 and all(map(_is_whole, value)) and min(value) >= 1
+
+
+def _is_pair_of_shares(value: Any) -> bool:
+    return isinstance(value, Sequence) and len(value) == 2 and all(_is_finite(one) and 0 <= one < 1 for one in value)
 
 
 def _is_path(value: Any) -> bool:

@@ -249,10 +249,9 @@ def _refusal(error: BaseException | None) -> BaseException | None:
 
 def _is_about_arguments(error: BaseException) -> bool:
     """Whether our own code refused something; an error from deeper down needs its traceback."""
-    refused = (
-        isinstance(error, (ValueError, OSError, FloatingPointError))
-        or type(error).__name__ == "MisconfigurationException"
-    )
+    if type(error).__name__ == "MisconfigurationException":
+        return True  # Lightning's own are about the trainer's arguments
+    refused = isinstance(error, (ValueError, OSError, FloatingPointError))
     missing_extra = isinstance(error, ModuleNotFoundError) and "pip install" in str(error)
     if not (refused or missing_extra):
         return False

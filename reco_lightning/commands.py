@@ -14,6 +14,7 @@ from tqdm import tqdm
 from reco_lightning.checkpoints import load_module
 from reco_lightning.checks import check_path, check_switch, check_whole
 from reco_lightning.decoding import decode_videos, encode_first_frames
+from reco_lightning.draws import check_sampling
 from reco_lightning.generation import generate as sample
 from reco_lightning.media import check_fps, video_grid, write_video
 from reco_lightning.models.video_model import VideoModel
@@ -82,6 +83,16 @@ def generate(
     check_whole(n=n, given_frames=given_frames, batch_size=batch_size)
     check_whole(label=label, or_none=True)
     check_switch(bf16=bf16)
+    check_sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        cfg_scale=cfg_scale,
+        seed=seed,
+        length=length,
+        window_blocks=window_blocks,
+        context_blocks=context_blocks,
+    )
     for name, value in (("n", n), ("given_frames", given_frames), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be 1 or more, got {value}")

@@ -60,8 +60,8 @@ class EvaluateVideos(pl.Callback):
         output: Folder of the report: ``evaluation.json``, ``evaluation.md`` and figures.
         n: At most so many clips; ``None`` is all.
         videos: Folder of the video files that the shards were made from.
-        extractor: File of an Inception-I3D (``reco convert-i3d``, or a TorchScript file) for the Fréchet video
-            distance; without it the distance is one of random features, and named so.
+        extractor: File of an Inception-I3D, as in ``fvd_extractor`` (``reco convert-i3d`` writes one), for the Fréchet
+            video distance; without it the distance is one of random features, and named so.
         protocol: ``styleganv``, ``tats``, ``omnitokenizer`` or ``larp``; read where ``extractor`` is given.
         clip: Folder of a CLIP model of transformers, for shards with captions; ``None`` measures no CLIP score.
         flow: Whether to measure optical flow and the distance by groups of motion, which needs OpenCV.

@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from reco_lightning.benchmark import network_of_size
+from reco_lightning.checks import check_switch, check_whole
 from reco_lightning.generation import generate
 from reco_lightning.models.transformer import VideoTransformer, rotary_table, rotate
+from reco_lightning.tokenize import pick_device
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -156,13 +158,21 @@ def compare_generation(
         Both speeds.
 
     Raises:
-        ValueError: If ``tokens`` is below 2 or ``repeats`` below 1.
+        ValueError: If an argument is out of its range.
         ModuleNotFoundError: If transformers is not installed.
     """
+    check_whole(
+        dim=dim, depth=depth, heads=heads, vocab_size=vocab_size, tokens=tokens, batch=batch, repeats=repeats, seed=seed
+    )
+    check_switch(compile=compile)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"dtype must be a torch.dtype, got {dtype!r}")
+    device = device if isinstance(device, torch.device) else pick_device(device)
     if tokens < 2:
         raise ValueError(f"tokens must be 2 or more, the first is given, got {tokens}")
-    if repeats < 1:
-        raise ValueError(f"repeats must be 1 or more, got {repeats}")
+    for name, value in (("batch", batch), ("repeats", repeats)):
+        if value < 1:
+            raise ValueError(f"{name} must be 1 or more, got {value}")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = VideoTransformer(

@@ -88,7 +88,7 @@ def linear_cross_entropy(
     reduction: Literal["mean", "sum"] = "mean",
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> torch.Tensor:
-    """``F.cross_entropy(F.linear(states, weight, bias), target)``, outside ``torch.compile`` without logits of all rows.
+    """``F.cross_entropy(F.linear(states, weight, bias), target)`` without all logits, but under ``torch.compile``.
 
     Products are made in the states' type, or in that of autocast; everything else, and the result, in float32 or wider.
 

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from reco_lightning.callback import ReCoCallback
+from reco_lightning.checks import check_text
 from reco_lightning.windows import WindowSampler
 
 __all__ = ["Method", "load_method", "method_names"]
@@ -28,6 +29,9 @@ class Method:
         sampler: Arguments of ``WindowSampler`` but for the sizes; ``None`` with ``options`` of ``None`` is plain.
         options: Arguments of ``ReCoCallback`` but for the sampler; ``None`` is plain training, without a callback.
 
+    Raises:
+        ValueError: If an argument is of another kind.
+
     Example:
         >>> load_method("baseline").callback(5, 16) is None
         True
@@ -38,6 +42,13 @@ class Method:
     name: str
     sampler: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_text(name=self.name)
+        if not isinstance(self.sampler, Mapping):
+            raise ValueError(f"sampler must be a mapping of arguments, got {self.sampler!r}")
+        if not isinstance(self.options, Mapping | None):
+            raise ValueError(f"options must be a mapping of arguments, or None, got {self.options!r}")
 
     def callback(self, frame_blocks: int, tokens_per_block: int, *, seed: int = 0) -> ReCoCallback | None:
         """The callback for a grid of tokens.
@@ -100,11 +111,14 @@ def load_method(name: str) -> Method:
     Raises:
         ValueError: If there is no such method, or the file holds none.
     """
+    refusal = ValueError(
+        f"method must be one of {', '.join(method_names())}, or the path of a YAML file like them, got {name!r}"
+    )
+    if not isinstance(name, str):
+        raise refusal
     path = Path(name) if name.endswith((".yaml", ".yml")) or os.sep in name else _FOLDER / f"{name}.yaml"
     if not path.is_file():
-        raise ValueError(
-            f"method must be one of {', '.join(method_names())}, or the path of a YAML file like them, got {name!r}"
-        )
+        raise refusal
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         entries = content["trainer"].get("callbacks+", [])

@@ -18,6 +18,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 
 from reco_lightning.benchmark import network_of_size
 from reco_lightning.callback import ReCoCallback
+from reco_lightning.checks import check_finite, check_switch, check_texts, check_whole, check_whole_sequence
 from reco_lightning.engines.rehearsal import Trace, block_stacks
 from reco_lightning.engines.select import build_engine
 from reco_lightning.injection import Injection
@@ -61,6 +62,9 @@ class Setting:
     kernels: Kernels = "cuda"
 
     def __post_init__(self) -> None:
+        check_whole(batch_size=self.batch_size, devices=self.devices, vocab_size=self.vocab_size)
+        check_whole_sequence(grid=self.grid)
+        check_switch(checkpointing=self.checkpointing)
         for name in ("batch_size", "devices", "vocab_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
@@ -298,7 +302,14 @@ def _plan_method(
     # FSDP2 waits for gradients of the network's output, so that it gets logits of the full length
     logits = torch.empty((), dtype=small.logits.dtype)
     there = replace(small, rows=sampler.tokens + others, logits=logits, views_head=small.views_head and whole)
-    engine = build_engine(module, there, engine_name, tokens=sampler.tokens, context=callback.context)
+    engine = build_engine(
+        module,
+        there,
+        engine_name,
+        tokens=sampler.tokens,
+        context=callback.context,
+        chunked_loss=callback.chunked_loss,
+    )
     injection = Injection(engine, there, callback.continuity)
     traces = {}
     engine.install()
@@ -450,6 +461,8 @@ def plan(
     Raises:
         ValueError: If an argument is out of its range.
     """
+    check_texts(sizes=sizes, methods=methods)
+    check_finite(rate=rate, or_none=True)
     if rate is not None and rate <= 0:
         raise ValueError(f"rate must be above 0 operations per second, got {rate}")
     setting = Setting(

@@ -15,6 +15,8 @@ import numpy.typing as npt
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from reco_lightning.checks import check_path, check_text, check_texts, check_whole, check_whole_sequence
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -61,9 +63,10 @@ def loss_curves(
         >>> ax.get_ylabel()
         'validation cross-entropy (nats per token)'
     """
-    if not curves or not all(curves.values()):
-        found = {name: len(points) for name, points in curves.items()}
-        raise ValueError(f"curves must hold runs of one point or more each, got numbers of points {found}")
+    check_text(x_label=x_label, y_label=y_label)
+    lengths = _lengths("curves", curves, width=(2,))
+    if not lengths or not all(lengths.values()):
+        raise ValueError(f"curves must hold runs of one point or more each, got numbers of points {lengths}")
     fig, ax = _axes(ax)
     for (name, points), style in zip(curves.items(), _styles(markers=True), strict=False):
         x, y = zip(*points, strict=True)
@@ -98,7 +101,9 @@ def position_cross_entropy(
         >>> ax.get_xlabel()
         'token position in the sequence (borders: frame blocks of 2 tokens)'
     """
-    lengths = {name: len(line) for name, line in values.items()}
+    check_whole(tokens_per_block=tokens_per_block)
+    check_text(y_label=y_label)
+    lengths = _lengths("values", values)
     if not lengths or tokens_per_block < 1 or any(n == 0 or n % tokens_per_block for n in lengths.values()):
         raise ValueError(
             f"values must hold whole frame blocks of tokens_per_block={tokens_per_block} tokens for each run, got "
@@ -155,7 +160,9 @@ def interval_curves(
         >>> ax.get_xlabel()
         'distance from source to target frame (frames)'
     """
-    lengths = {name: len(line) for name, line in curves.items()}
+    check_whole_sequence(intervals=intervals)
+    check_text(y_label=y_label, real=real)
+    lengths = _lengths("curves", curves)
     if real not in curves or set(lengths.values()) != {len(intervals)}:
         raise ValueError(
             f"curves must hold {real!r} and have one value for each of {len(intervals)} intervals, got lengths "
@@ -198,7 +205,9 @@ def group_bars(
         >>> [float(bar.get_height()) for bar in ax.patches]
         [2.0, 3.0]
     """
-    lengths = {name: len(line) for name, line in values.items()}
+    check_texts(groups=groups)
+    check_text(x_label=x_label, y_label=y_label)
+    lengths = _lengths("values", values)
     if set(lengths.values()) != {len(groups)}:
         raise ValueError(f"values must hold {len(groups)} values, one a group, for each run, got lengths {lengths}")
     fig, ax = _axes(ax)
@@ -235,7 +244,8 @@ def frame_scores(
         >>> ax.get_xlabel()
         'scored frame, from the first of the clip to the last'
     """
-    lengths = {name: len(line) for name, line in scores.items()}
+    check_text(y_label=y_label)
+    lengths = _lengths("scores", scores)
     if not lengths or not all(lengths.values()):
         raise ValueError(f"scores must hold runs of one frame or more each, got numbers of frames {lengths}")
     fig, ax = _axes(ax)
@@ -270,6 +280,8 @@ def log_figure(trainer: pl.Trainer, key: str, fig: Figure, path: str | os.PathLi
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+    check_text(key=key)
+    check_path(path=path)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas = FigureCanvasAgg(fig)
@@ -282,7 +294,25 @@ def log_figure(trainer: pl.Trainer, key: str, fig: Figure, path: str | os.PathLi
             logger.experiment.add_image(key, pixels, trainer.global_step, dataformats="HWC")
 
 
+def _lengths(argument: str, lines: Any, *, width: tuple[int, ...] = ()) -> dict[str, int]:
+    """Lengths by name; refuses what is no mapping of names to rows of numbers, or of points."""
+    wrong = ValueError(
+        f"{argument} must be a mapping of names to rows of {'points (x, y)' if width else 'numbers'}, got {lines!r}"
+    )
+    if not isinstance(lines, Mapping):
+        raise wrong
+    try:
+        rows = {name: np.asarray(line, dtype=float) for name, line in lines.items()}
+    except (TypeError, ValueError):
+        raise wrong from None
+    if any(row.ndim == 0 or (row.size and row.shape[1:] != width) for row in rows.values()):
+        raise wrong
+    return {name: len(row) for name, row in rows.items()}
+
+
 def _axes(ax: Axes | None) -> tuple[Figure, Axes]:
+    if ax is not None and not hasattr(ax, "get_figure"):
+        raise ValueError(f"ax must be matplotlib's Axes, or None for a new figure, got {ax!r}")
     if ax is not None:
         return ax.get_figure(root=True), ax  # type: ignore[return-value]
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import lightning.pytorch as pl
 import numpy as np
@@ -208,8 +209,9 @@ def _read_ids(name: str, path: str, n: int) -> torch.Tensor:
     if not Path(path).is_file():
         raise ValueError(f"{name} must be an .npy file of ids, got {path!r}, which is none")
     try:
-        ids = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with open(path, "rb") as file:
+            ids = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise ValueError(f"{name} must be an .npy file of ids, but {path!r} cannot be read as one: {error}") from error
     if not isinstance(ids, np.ndarray):
         raise ValueError(f"{name} must be an .npy file of ids, got {path!r}, which holds several arrays")

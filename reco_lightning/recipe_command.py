@@ -72,6 +72,8 @@ def copy_recipe(name: str, file: str, *, overwrite: bool = False) -> None:
     Raises:
         ValueError: If there is no such recipe, the file has no ending of YAML, or it is there.
     """
+    if not isinstance(file, str) or not isinstance(overwrite, bool):
+        raise ValueError(f"file must be a path and overwrite True or False, got {file!r} and {overwrite!r}")
     path = Path(file)
     text = recipe_text(load_recipe(name), file)
     if path.suffix not in (".yaml", ".yml"):

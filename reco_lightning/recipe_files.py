@@ -102,6 +102,8 @@ def load_recipe(name: str) -> Recipe:
         >>> recipe.config["trainer"]["callbacks"][-1]["init_args"]["sampler"]["init_args"]["stride_blocks"]
         0.5
     """
+    if not isinstance(name, str):  # checks.py would import torch, which `reco --help` need not wait for
+        raise ValueError(f"recipe must be a name that `reco recipes ls` lists, or the path of a file, got {name!r}")
     content, head = _read(name)
     config = _named(_composed(name, ()), Path(name).stem if _is_path(name) else name)
     if _is_row(name):
@@ -185,10 +187,10 @@ def _read(name: str) -> tuple[dict[str, Any], list[str]]:
             f"recipe must be one that `reco recipes ls` lists, got {name!r}.{meant} "
             f"A file of your own is given by its path, without the prefix `{PREFIX}`."
         )
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} must hold YAML, but cannot be read: {error}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} must hold a YAML mapping, got {type(content).__name__}")

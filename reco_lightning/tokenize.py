@@ -14,7 +14,7 @@ from typing import Any
 import lightning.pytorch as L
 import numpy as np
 import torch
-from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.strategies import Strategy, StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 
 from reco_lightning.checks import check_path, check_switch, check_whole
@@ -43,15 +43,24 @@ def pick_device(device: str) -> torch.device:
     Args:
         device: A torch device, or `auto`: CUDA, then Apple's MPS, then the CPU.
 
+    Raises:
+        ValueError: It is no such name, or this machine has no such device.
+
     Example:
         >>> pick_device("cpu")
         device(type='cpu')
     """
     if device != "auto":
         try:
-            return torch.device(device)
+            place = torch.device(device)
         except (RuntimeError, TypeError) as error:
             raise ValueError(f"device must be auto, cpu, cuda, cuda:1 and so on, got {device!r}") from error
+        found = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "meta": 0}
+        if (place.index or 0) >= found.get(place.type, 1 + (place.index or 0)):
+            raise ValueError(
+                f"device must be one of this machine, got {device!r} where it has {found[place.type]} of that type"
+            )
+        return place
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -130,8 +139,8 @@ def tokenize_folder(
     check_switch(overwrite=overwrite, progress=progress)
     if num_workers < 0:
         raise ValueError(f"num_workers must be 0 or more, got {num_workers}")
-    if not isinstance(strategy, (str, Strategy)):
-        raise ValueError(f"strategy must be the name of one of Lightning's strategies, got {strategy!r}")
+    if not isinstance(strategy, Strategy) and strategy not in (known := ["auto", *StrategyRegistry]):
+        raise ValueError(f"strategy must be one of Lightning's, {', '.join(known)}, got {strategy!r}")
     fit_size(1, 1, size=size, resize=resize)  # checks both
     for argument, value in (("batch_size", batch_size), ("shard_size", shard_size)):
         if value < 1:

@@ -230,3 +230,17 @@ def test_a_failure_half_way_leaves_no_shards_but_what_is_encoded(videos, tmp_pat
 def test_device():
     assert pick_device("cpu").type == "cpu"
     assert pick_device("auto").type in ("cpu", "cuda", "mps")
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(
+        ValueError, match="device must be one of this machine, got 'cuda:2' where it has 2 of that type"
+    ):
+        pick_device("cuda:2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ValueError, match="got 'cuda' where it has 0"):
+        pick_device("cuda")
+    with pytest.raises(ValueError, match="got 'meta' where it has 0"):
+        pick_device("meta")

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["caption_ids", "load_text_tokenizer", "trim_captions"]
+from reco_lightning.checks import check_path, check_whole
+
+__all__ = ["caption_ids", "check_captions", "load_text_tokenizer", "trim_captions"]
 
 
 def load_text_tokenizer(folder: str) -> Any:
@@ -25,6 +27,7 @@ def load_text_tokenizer(folder: str) -> Any:
         ImportError: If transformers is missing.
         ValueError: If the folder holds none.
     """
+    check_path(tokenizer=folder)
     try:
         from transformers import AutoTokenizer
     except ImportError as error:
@@ -34,7 +37,33 @@ def load_text_tokenizer(folder: str) -> Any:
             f"tokenizer must be a folder of transformers with tokenizer.json or tokenizer.model, got {folder!r}, which "
             "holds neither"
         )
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # a broken tokenizer.json raises a plain Exception
+        raise ValueError(
+            f"tokenizer must be a folder of transformers with tokenizer.json or tokenizer.model, got {folder!r}, which "
+            f"cannot be read: {error}"
+        ) from error
+
+
+def check_captions(captions: Sequence[str | None]) -> None:
+    """Refuses what is no sequence of texts; a single text is none.
+
+    Args:
+        captions: Texts, or None in the place of one.
+
+    Raises:
+        ValueError: It is something else.
+
+    Example:
+        >>> check_captions(["A cat.", None])
+        >>> check_captions("A cat.")
+        Traceback (most recent call last):
+        ValueError: captions must be a sequence of texts, got 'A cat.'
+    """
+    listed = isinstance(captions, Sequence) and not isinstance(captions, (str, bytes))
+    if not listed or not all(caption is None or isinstance(caption, str) for caption in captions):
+        raise ValueError(f"captions must be a sequence of texts, got {captions!r}")
 
 
 def caption_ids(tokenizer: Any, captions: Sequence[str | None], *, max_tokens: int | None = None) -> torch.Tensor:
@@ -43,10 +72,13 @@ def caption_ids(tokenizer: Any, captions: Sequence[str | None], *, max_tokens: i
     Args:
         tokenizer: A tokenizer of transformers; the ids that it adds by itself (as Llama's first one) are kept.
         captions: n texts; ``None`` is no caption, all padding.
-        max_tokens: Longer captions lose their end; ``None`` keeps all.
+        max_tokens: Longer captions lose their end, 1 or more; ``None`` keeps all.
 
     Returns:
         (n, C) int64, C that of the longest caption; -1 is padding.
+
+    Raises:
+        ValueError: If an argument is out of its range.
 
     Example:
         >>> from types import SimpleNamespace
@@ -56,6 +88,12 @@ def caption_ids(tokenizer: Any, captions: Sequence[str | None], *, max_tokens: i
                 [-1, -1],
                 [ 3,  4]])
     """
+    check_captions(captions)
+    check_whole(max_tokens=max_tokens, or_none=True)
+    if max_tokens is not None and max_tokens < 1:
+        raise ValueError(f"max_tokens must be 1 or more, or None for all, got {max_tokens}")
+    if not callable(tokenizer):
+        raise ValueError(f"tokenizer must be a tokenizer of transformers, got {tokenizer!r}")
     texts = [caption for caption in captions if caption is not None]
     found = iter(tokenizer(texts).input_ids if texts else [])
     rows = [[] if caption is None else next(found)[:max_tokens] for caption in captions]

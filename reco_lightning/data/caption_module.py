@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 from typing_extensions import override
 
+from reco_lightning.checks import check_path, check_whole
 from reco_lightning.data.caption_ids import caption_ids, load_text_tokenizer, trim_captions
 from reco_lightning.data.token_module import Split, TokenDataModule
 from reco_lightning.data.tokens import TokenItem, TokenShards
@@ -119,6 +120,8 @@ class CaptionDataModule(TokenDataModule):
             strict_resume=strict_resume,
             verify=verify,
         )
+        check_path(text_tokenizer=text_tokenizer)
+        check_whole(max_caption_tokens=max_caption_tokens)
         if max_caption_tokens < 1:
             raise ValueError(f"max_caption_tokens must be 1 or more, got {max_caption_tokens}")
         self.text_tokenizer, self.max_caption_tokens = text_tokenizer, max_caption_tokens

@@ -11,7 +11,10 @@ import torch
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
+from reco_lightning.checks import check_path, check_whole
 from reco_lightning.data.caption_ids import caption_ids, load_text_tokenizer, trim_captions
+from reco_lightning.data.text_lines import read_lines
+from reco_lightning.draws import check_sampling
 
 __all__ = ["CaptionRequests"]
 
@@ -54,6 +57,9 @@ class CaptionRequests(pl.LightningDataModule):
         batch_size: int = 16,
     ) -> None:
         super().__init__()
+        check_path(captions=captions, text_tokenizer=text_tokenizer)
+        check_whole(max_caption_tokens=max_caption_tokens, videos_per_caption=videos_per_caption, batch_size=batch_size)
+        check_sampling(temperature=temperature, top_k=top_k, top_p=top_p, cfg_scale=cfg_scale, seed=seed)
         for name, value in (
             ("max_caption_tokens", max_caption_tokens),
             ("videos_per_caption", videos_per_caption),
@@ -84,7 +90,7 @@ class CaptionRequests(pl.LightningDataModule):
             ValueError: If there is no such file, or it is empty.
         """
         path = Path(self.captions)
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        lines = read_lines(path, argument="captions") if path.is_file() else []
         if not lines:
             raise ValueError(
                 f"captions must be a text file with a caption in each line, got {self.captions!r}, which "

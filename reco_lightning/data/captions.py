@@ -7,6 +7,9 @@ import json
 import os
 from collections.abc import Collection
 
+from reco_lightning.checks import check_path
+from reco_lightning.data.text_lines import read_lines
+
 __all__ = ["read_captions"]
 
 
@@ -33,24 +36,24 @@ def read_captions(path: str | os.PathLike[str], *, files: Collection[str]) -> di
         ...     read_captions(path, files=["cats/a.mp4", "dogs/b.mp4"])
         {'cats/a.mp4': 'A cat.'}
     """
+    check_path(captions=path)
     if not os.path.isfile(path):
         raise ValueError(f"captions must be a file of JSON lines, got {os.fspath(path)!r}, which is none")
     known, found = frozenset(files), {}
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            place = f"{os.fspath(path)}, line {number}"
-            name, caption = _entry(line, place)
-            if name not in known:
-                example = min(known, default="a.mp4")
-                raise ValueError(
-                    f"captions must name files relative to the folder of videos, as {example!r}, got {name!r}, which "
-                    f"is not there ({place})"
-                )
-            if name in found:
-                raise ValueError(f"captions must be one per file, got a second one for {name!r} ({place})")
-            found[name] = caption
+    for number, line in enumerate(read_lines(path, argument="captions"), start=1):
+        if not line.strip():
+            continue
+        place = f"{os.fspath(path)}, line {number}"
+        name, caption = _entry(line, place)
+        if name not in known:
+            example = min(known, default="a.mp4")
+            raise ValueError(
+                f"captions must name files relative to the folder of videos, as {example!r}, got {name!r}, which "
+                f"is not there ({place})"
+            )
+        if name in found:
+            raise ValueError(f"captions must be one per file, got a second one for {name!r} ({place})")
+        found[name] = caption
     return found
 
 

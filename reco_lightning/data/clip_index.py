@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from reco_lightning.data.frame_folders import LABELS, find_frame_folders, folder_parts, read_frame_labels
 from reco_lightning.data.frames import is_frame_folder
 from reco_lightning.data.layout_errors import layout_error
+from reco_lightning.data.text_lines import read_lines
 from reco_lightning.data.video_scan import VIDEO_EXTENSIONS, find_videos
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "relative_path",
 ]
 
+_MOST_CLASSES = 1_000_000  # every number up to the highest is a class
 _ENTRY = '{"path": "a.mp4", "label": "cats", "caption": "A cat.", "split": "train", "start": 0.0, "end": 4.5}'
 
 
@@ -142,8 +144,7 @@ def index_list(root: str | os.PathLike[str], index: str | os.PathLike[str]) -> C
     Raises:
         ValueError: The list is empty, names a video twice, or names none that is there.
     """
-    lines = Path(index).read_text(encoding="utf-8").splitlines()
-    paths = [relative_path(line.strip(), root) for line in lines if line.strip()]
+    paths = [relative_path(line.strip(), root) for line in read_lines(index, argument="index") if line.strip()]
     seen: set[str] = set()
     for path in paths:
         if path in seen:
@@ -184,10 +185,9 @@ def index_manifest(
         ('A cat.',)
     """
     entries: list[dict[str, Any]] = []
-    with open(index, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                entries.append(_entry(line, f"{os.fspath(index)}, line {number}"))
+    for number, line in enumerate(read_lines(index, argument="index"), start=1):
+        if line.strip():
+            entries.append(_entry(line, f"{os.fspath(index)}, line {number}"))
     labels = [entry["label"] for entry in entries if entry["label"] is not None]
     if labels and len(labels) < len(entries):
         raise ValueError(f"label must be on all lines of {os.fspath(index)} or on none, got it on {len(labels)}")
@@ -249,7 +249,7 @@ def class_places(labels: Iterable[int | str], *, source: str) -> tuple[tuple[str
         Names of the classes, `(".",)` without labels; and the place of each label in them.
 
     Raises:
-        ValueError: There are names and numbers, or a number below 0.
+        ValueError: There are names and numbers, or a number below 0 or above a million.
 
     Example:
         >>> class_places(["dogs", "cats"], source="")
@@ -263,6 +263,8 @@ def class_places(labels: Iterable[int | str], *, source: str) -> tuple[tuple[str
     if (names and numbers) or (numbers and numbers[0] < 0):
         wrong = f"{names[0]!r} and {numbers[0]}" if names else f"{numbers[0]}"
         raise ValueError(f"labels must be all names or all numbers from 0 in {source}, got {wrong}")
+    if numbers and numbers[-1] >= _MOST_CLASSES:
+        raise ValueError(f"labels must be below {_MOST_CLASSES} in {source}, got {numbers[-1]}; give names instead")
     if numbers:
         return tuple(map(str, range(numbers[-1] + 1))), {number: number for number in numbers}
     return tuple(names) or (".",), {name: place for place, name in enumerate(names)}

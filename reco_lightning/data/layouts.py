@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
+from reco_lightning.checks import check_path
 from reco_lightning.data.clip_index import (
     ClipIndex,
     IndexedVideo,
@@ -23,7 +24,7 @@ from reco_lightning.data.msrvtt import index_msrvtt
 from reco_lightning.data.ucf101 import index_ucf101
 from reco_lightning.data.video_scan import VIDEO_EXTENSIONS, find_videos
 
-__all__ = ["Layout", "index_one_class", "open_index"]
+__all__ = ["Layout", "check_names", "index_one_class", "open_index"]
 
 Layout = Literal["folders", "frames", "list", "manifest", "ffs", "sky", "taichi", "ucf101", "msrvtt"]
 
@@ -34,6 +35,29 @@ _USUAL = ("train", "val", "test")  # splits to look for where none or another on
 # where a split lies, the first that is there; and where videos lie without one
 _SPLITS = {"ffs": ("{}/videos", "{}"), "sky": ("sky_{}", "{}"), "taichi": ("frames/{}", "{}")}
 _WHOLE = {"ffs": ("videos", "."), "sky": (".",), "taichi": ("frames", ".")}
+
+
+def check_names(split: str | None, extensions: Sequence[str]) -> None:
+    """Refuses a split that is no name, and extensions that are no endings.
+
+    Args:
+        split: A name, or None.
+        extensions: Endings, each with its dot.
+
+    Raises:
+        ValueError: One is something else.
+
+    Example:
+        >>> check_names("train", [".mp4"])
+        >>> check_names(None, ["mp4"])
+        Traceback (most recent call last):
+        ValueError: extensions must be a list of endings such as ['.mp4', '.mkv'], got ['mp4']
+    """
+    if split is not None and not isinstance(split, str):
+        raise ValueError(f"split must be a name or None, got {split!r}")
+    listed = isinstance(extensions, Sequence) and not isinstance(extensions, str)
+    if not listed or not all(isinstance(ending, str) and ending.startswith(".") for ending in extensions):
+        raise ValueError(f"extensions must be a list of endings such as ['.mp4', '.mkv'], got {extensions!r}")
 
 
 def open_index(
@@ -70,6 +94,9 @@ def open_index(
         ...     open_index(root, layout="sky", split="train").videos[0].path
         'sky_train/a'
     """
+    check_path(root=root)
+    check_path(index=index, or_none=True)
+    check_names(split, extensions)
     if layout not in get_args(Layout):
         raise ValueError(f"layout must be one of {list(get_args(Layout))}, got {layout!r}")
     archive = bool(split_zip(os.path.abspath(root))[0])

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from typing_extensions import override
 
+from reco_lightning.checks import check_finite, check_path, check_switch, check_whole
 from reco_lightning.data.litdata_loader import LitTokenLoader
 from reco_lightning.data.manifest import MANIFEST, Manifest, read_manifest
 from reco_lightning.data.passes import data_ranks, pass_order
@@ -63,12 +64,17 @@ def export_litdata(
         ValueError: An argument is out of range, there are no token shards, or a local `output` is not empty.
         RuntimeError: litdata cannot write, or finds a dataset at the URL.
     """
-    litdata = _litdata()
-    shards = TokenShards(folder)
+    check_path(folder=folder, output=output)
+    check_finite(val_fraction=val_fraction)
+    check_whole(split_seed=split_seed)
+    check_whole(chunk_clips=chunk_clips, or_none=True)
+    _check_options(storage_options)
     if split not in ("source", "time"):
         raise ValueError(f"split must be 'source' or 'time', got {split!r}")
     if chunk_clips is not None and chunk_clips < 1:
         raise ValueError(f"chunk_clips must be at least 1 or None, got {chunk_clips}")
+    litdata = _litdata()
+    shards = TokenShards(folder)
     if not _is_url(output) and Path(output).exists() and any(Path(output).iterdir()):
         raise ValueError(f"output must be a new or empty folder, got {output!r}, which holds files; name another one")
     train, held_out = split_shards(shards, split, val_fraction=val_fraction, seed=split_seed)
@@ -147,6 +153,10 @@ class LitTokenDataModule(L.LightningDataModule):
         storage_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        check_path(folder=folder)
+        check_whole(batch_size=batch_size, num_workers=num_workers, seed=seed)
+        check_switch(shuffle=shuffle)
+        _check_options(storage_options)
         if batch_size < 1 or num_workers < 0:
             raise ValueError(f"batch_size must be at least 1 and num_workers 0, got {batch_size} and {num_workers}")
         if not 0 <= seed < 2**32:
@@ -225,6 +235,11 @@ class LitTokenDataModule(L.LightningDataModule):
                 f"{processes} process(es), got {self.batch_size}; lower it"
             )
         return LitTokenLoader(loader)
+
+
+def _check_options(storage_options: dict[str, Any] | None) -> None:
+    if not isinstance(storage_options, dict | None):
+        raise ValueError(f"storage_options must be a dict of the store's options, or None, got {storage_options!r}")
 
 
 def _litdata() -> Any:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reco_lightning.checks import check_whole_sequence
+from reco_lightning.checks import check_path, check_whole_sequence
 from reco_lightning.disk_errors import named_disk_errors
 from reco_lightning.whole_file import whole_file
 
@@ -154,6 +154,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     Raises:
         ValueError: There is none, it is no manifest or one of another version, or it contradicts itself.
     """
+    check_path(folder=folder)
     path = Path(folder, MANIFEST)
     if not path.is_file():
         raise ValueError(

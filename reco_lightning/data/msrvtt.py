@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from reco_lightning.data.clip_index import ClipIndex, IndexedVideo, refuse_missing
+from reco_lightning.data.text_lines import read_lines
 from reco_lightning.data.video_scan import VIDEO_EXTENSIONS, find_videos
 
 __all__ = ["index_msrvtt"]
@@ -83,8 +84,7 @@ def _from_json(path: str | os.PathLike[str], captions: dict[str, list[str]]) -> 
 
 def _from_csv(path: str | os.PathLike[str], captions: dict[str, list[str]]) -> list[str]:
     """Videos of a CSV file; its sentences, or those of the JSON files beside it, are added to `captions`."""
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = list(csv.DictReader(f"{line}\n" for line in read_lines(path, argument="index")))
     if not rows or "video_id" not in rows[0]:
         columns = list(rows[0]) if rows else "no line"
         raise ValueError(f"index must have a column video_id, got {columns} in {os.fspath(path)}")

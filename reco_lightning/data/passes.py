@@ -24,7 +24,7 @@ def seed_of(*key: int) -> int:
     """Mix several numbers into one seed, so that neighbouring ones give unrelated draws.
 
     Args:
-        key: Numbers from 0.
+        key: Whole numbers of 64 bits.
 
     Returns:
         0 to 2**63 - 1.
@@ -33,7 +33,9 @@ def seed_of(*key: int) -> int:
         >>> seed_of(0, 1) != seed_of(1, 0)
         True
     """
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return int(
+        np.random.SeedSequence([number % 2**64 for number in key]).generate_state(1, np.uint64)[0] >> np.uint64(1)
+    )
 
 
 def pass_order(length: int, *, seed: int, number: int, shuffle: bool = True) -> torch.Tensor:

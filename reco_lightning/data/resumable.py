@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from typing_extensions import override
 
+from reco_lightning.checks import check_finite, check_switch, check_whole
 from reco_lightning.data.passes import PassSampler, Place, seed_of
 
 __all__ = ["ResumableDataLoader"]
@@ -93,14 +94,26 @@ class ResumableDataLoader(DataLoader[Item]):
         sampler: Sampler[int] | None = None,
         batch_sampler: Sampler[list[int]] | None = None,
     ) -> None:
+        check_whole(batch_size=batch_size, seed=seed, num_workers=num_workers)
+        check_whole(rank=rank, world_size=world_size, prefetch_factor=prefetch_factor, or_none=True)
+        check_switch(shuffle=shuffle, drop_last=drop_last, strict=strict)
+        check_switch(pin_memory=pin_memory, persistent_workers=persistent_workers)
+        check_finite(epoch_batches=epoch_batches, timeout=timeout)
+        if not isinstance(dataset, Sized):
+            raise ValueError(f"dataset must have a length and items by index, got {dataset!r}")
+        if num_workers < 0:
+            raise ValueError(f"num_workers must be at least 0, got {num_workers}")
+        if timeout < 0:
+            raise ValueError(f"timeout must be 0 seconds or more, got {timeout}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if epoch_batches < 1 if isinstance(epoch_batches, int) else not 0 < epoch_batches <= 1:
             raise ValueError(f"epoch_batches must be a number from 1 or a share in (0.0, 1.0], got {epoch_batches}")
         foreign = batch_sampler if batch_sampler is not None else sampler
         if foreign is not None and not isinstance(foreign, (SequentialSampler, PassSampler)):
+            name = "batch_sampler" if batch_sampler is not None else "sampler"
             raise ValueError(
-                f"sampler must be None, as ResumableDataLoader makes its own order, got a {type(foreign).__name__}; "
+                f"{name} must be None, as ResumableDataLoader makes its own order, got a {type(foreign).__name__}; "
                 "use shuffle=False for the dataset's order, or a plain DataLoader (also for trainer.predict)"
             )
         overfit = isinstance(sampler, SequentialSampler)

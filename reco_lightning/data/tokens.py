@@ -58,8 +58,8 @@ class TokenShards(Dataset[TokenItem]):
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
         self.manifest = read_manifest(folder)
+        self.folder = Path(folder)
         self._ends = list(itertools.accumulate(shard.clips for shard in self.manifest.shards))
         self._maps: dict[str, npt.NDArray[Any]] = {}
         for stored in self.manifest.files:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from reco_lightning.data.clip_index import ClipIndex, IndexedVideo, refuse_missing, relative_path
 from reco_lightning.data.layout_errors import layout_error
+from reco_lightning.data.text_lines import read_lines
 from reco_lightning.data.video_scan import VIDEO_EXTENSIONS, find_videos
 
 __all__ = ["group_of", "index_ucf101", "read_classes"]
@@ -100,7 +101,7 @@ def read_classes(path: str | os.PathLike[str]) -> tuple[str, ...]:
     Raises:
         ValueError: A line is no such pair, or numbers are missing.
     """
-    lines = [line.split() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line.split() for line in read_lines(path, argument=_CLASSES) if line.strip()]
     numbered = sorted((int(line[0]), line[1]) for line in lines if len(line) == 2 and line[0].isdecimal())
     if [number for number, _ in numbered] != list(range(1, len(lines) + 1)):
         raise ValueError(f"{os.fspath(path)} must hold lines such as '1 ApplyEyeMakeup', numbered from 1 without a gap")
@@ -119,7 +120,7 @@ def _listed(
             f"split must fit index, whose name is to begin with it, got {split!r} and {os.fspath(index)!r}"
         )
     names: list[str] = []
-    for number, line in enumerate(Path(index).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_lines(index, argument="index"), start=1):
         name, _, label = line.strip().partition(" ")
         if not name:
             continue

@@ -15,13 +15,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from reco_lightning.checks import check_path, check_switch, check_whole
+from reco_lightning.checks import check_switch, check_whole
 from reco_lightning.data.clip_index import IndexedVideo
 from reco_lightning.data.layouts import Layout, open_index
 from reco_lightning.data.video import Resize, VideoError, VideoInfo, fit_size, read_clip
 from reco_lightning.data.video_scan import VIDEO_EXTENSIONS, scan_videos
 
-__all__ = ["Clip", "OnError", "VideoFolder", "VideoItem", "check_names"]
+__all__ = ["Clip", "OnError", "VideoFolder", "VideoItem"]
 
 OnError = Literal["skip", "raise"]
 
@@ -48,29 +48,6 @@ class VideoItem(TypedDict):
     video: Tensor
     label: Tensor
     index: int
-
-
-def check_names(split: str | None, extensions: Sequence[str]) -> None:
-    """Refuses a split that is no name, and extensions that are no endings.
-
-    Args:
-        split: A name, or None.
-        extensions: Endings, each with its dot.
-
-    Raises:
-        ValueError: One is something else.
-
-    Example:
-        >>> check_names("train", [".mp4"])
-        >>> check_names(None, ["mp4"])
-        Traceback (most recent call last):
-        ValueError: extensions must be a list of endings such as ['.mp4', '.mkv'], got ['mp4']
-    """
-    if split is not None and not isinstance(split, str):
-        raise ValueError(f"split must be a name or None, got {split!r}")
-    listed = isinstance(extensions, Sequence) and not isinstance(extensions, str)
-    if not listed or not all(isinstance(ending, str) and ending.startswith(".") for ending in extensions):
-        raise ValueError(f"extensions must be a list of endings such as ['.mp4', '.mkv'], got {extensions!r}")
 
 
 class VideoFolder(Dataset[VideoItem]):
@@ -141,12 +118,9 @@ class VideoFolder(Dataset[VideoItem]):
         split: str | None = None,
         index: str | os.PathLike[str] | None = None,
     ) -> None:
-        check_path(root=root)
-        check_path(index=index, or_none=True)
         check_whole(frames=frames, stride=stride)
         check_whole(clip_step=clip_step, or_none=True)
         check_switch(cache=cache)
-        check_names(split, extensions)
         step = frames * stride if clip_step is None else clip_step
         for name, value in (("frames", frames), ("stride", stride), ("clip_step", step)):
             if value < 1:

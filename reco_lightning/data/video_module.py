@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from reco_lightning.checks import check_finite, check_path, check_switch, check_whole
-from reco_lightning.data.layouts import Layout
+from reco_lightning.data.layouts import Layout, check_names
 from reco_lightning.data.resumable import ResumableDataLoader
 from reco_lightning.data.video import Resize, fit_size
-from reco_lightning.data.video_folder import Clip, OnError, VideoFolder, VideoItem, check_names
+from reco_lightning.data.video_folder import Clip, OnError, VideoFolder, VideoItem
 from reco_lightning.data.video_scan import VIDEO_EXTENSIONS
 
 __all__ = ["VideoDataModule", "split_clips"]

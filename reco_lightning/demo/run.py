@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from reco_lightning.checks import check_path, check_switch, check_whole
 from reco_lightning.data.video_folder import VideoFolder
 from reco_lightning.demo.clips import Source, find_sample_videos, find_user_videos, split_clips, write_views
 from reco_lightning.demo.evaluation import (
@@ -61,6 +62,11 @@ def run_demo(
         ValueError: An argument is out of range, there are too few clips, or `output` holds files of somebody else.
         ModuleNotFoundError: A package of the extra `demo` is missing.
     """
+    check_switch(quick=quick)
+    check_whole(steps=steps, or_none=True)
+    check_whole(seed=seed)
+    check_path(output=output)
+    check_path(videos=videos, or_none=True)
     settings = QUICK if quick else FULL
     if steps is not None:
         if steps < 10:

@@ -181,8 +181,10 @@ def clip_score(videos: Tensor, texts: Sequence[str], encoder: PictureTextEncoder
         ValueError: If an argument is not as described.
     """
     check_videos(videos)
-    if len(texts) != len(videos) or isinstance(texts, str):
-        found = "one string" if isinstance(texts, str) else f"{len(texts)}"
+    _check_encoder(encoder)
+    listed = isinstance(texts, Sequence) and all(isinstance(text, str) for text in texts)
+    if isinstance(texts, str) or not listed or len(texts) != len(videos):
+        found = "one string" if isinstance(texts, str) else f"{len(texts)}" if listed else repr(texts)
         raise ValueError(f"texts must be a list of one text for each of {len(videos)} videos, got {found}")
     check_whole(frames=frames)
     length = videos.shape[2]
@@ -193,6 +195,11 @@ def clip_score(videos: Tensor, texts: Sequence[str], encoder: PictureTextEncoder
     images = encoder.pictures(chosen.flatten(0, 1), videos.device).double().unflatten(0, (-1, frames))  # (B, F, D)
     words = encoder.texts(texts, videos.device).double()[:, None]  # (B, 1, D)
     return F.cosine_similarity(images, words, dim=-1)
+
+
+def _check_encoder(encoder: object) -> None:
+    if not callable(getattr(encoder, "pictures", None)):
+        raise ValueError(f"encoder must be a folder with CLIP or have the methods of CLIP, got {encoder!r}")
 
 
 class CLIPScore(Metric):
@@ -242,10 +249,9 @@ class CLIPScore(Metric):
         check_whole(frames=frames)
         if frames < 1:
             raise ValueError(f"frames must be 1 or more, got {frames}")
-        if not isinstance(encoder, (str, os.PathLike)) and not callable(getattr(encoder, "pictures", None)):
-            raise ValueError(f"encoder must be a folder with CLIP or have the methods of CLIP, got {encoder!r}")
         self.frames = frames
         self.encoder = CLIP(encoder) if isinstance(encoder, (str, os.PathLike)) else encoder
+        _check_encoder(self.encoder)
         self.add_state("totals", torch.zeros(frames, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 

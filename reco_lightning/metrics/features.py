@@ -135,7 +135,8 @@ class TorchScriptFeatures:
     it gets the stored clips and resizes them itself, as in StyleGAN-V; otherwise they are resized before. A network
     without these switches gets the clips (B, 3, T, H, W) uint8 as they are, and returns (B, D).
 
-    TorchScript is a program: load files only from a source that you trust.
+    TorchScript is a program, and parts of it run when the file is read (`__setstate__`): give files only from a source
+    that you trust.
 
     Args:
         path: The file.

@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from reco_lightning.checks import check_path, check_tensor, check_whole
-from reco_lightning.metrics.features import FeatureExtractor, RandomConvFeatures, TorchScriptFeatures
+from reco_lightning.metrics.features import (
+    KNOWN_FILES,
+    FeatureExtractor,
+    RandomConvFeatures,
+    TorchScriptFeatures,
+    git_blob_id,
+)
 from reco_lightning.metrics.i3d import load_i3d
 from reco_lightning.metrics.moments import Moments
 from reco_lightning.metrics.moments_metric import MomentMetric
@@ -120,22 +126,31 @@ def frechet_distance(real: Tensor, generated: Tensor, *, ddof: int = 1) -> Tenso
 
 
 def fvd_extractor(path: str | os.PathLike[str], protocol: str | FVDProtocol) -> FeatureExtractor:
-    """The extractor that a file holds: a TorchScript program, or weights of Inception-I3D.
+    """The extractor that a file holds: weights of Inception-I3D, or StyleGAN-V's program in TorchScript.
+
+    The program is known by its hash; no other is loaded, so that a file from a stranger runs nothing.
 
     Args:
-        path: A TorchScript file, the file of `reco convert-i3d`, or `i3d_pretrained_400.pt`.
+        path: The file of `reco convert-i3d`, `i3d_pretrained_400.pt`, or StyleGAN-V's `i3d_torchscript.pt`.
         protocol: Name in `PROTOCOLS`, or a protocol.
 
     Returns:
         The extractor.
 
     Raises:
-        ValueError: If the file is none of those, or does not follow the protocol.
+        ValueError: If the file is none of those, or does not follow the protocol; a program of your own is given as
+            `TorchScriptFeatures`.
     """
     check_path(path=path)
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any(name.split("/")[1:2] == ["code"] for name in archive.namelist()):
+                if git_blob_id(path) not in KNOWN_FILES:
+                    raise ValueError(
+                        "path must hold weights, or be StyleGAN-V's i3d_torchscript.pt, got "
+                        f"{os.fspath(path)!r}, another program in TorchScript, which may run code when it is loaded; "
+                        "if you trust its source, give TorchScriptFeatures(path, protocol)"
+                    )
                 return TorchScriptFeatures(path, protocol)
     return load_i3d(path, protocol)
 
@@ -178,8 +193,8 @@ class FrechetVideoDistance(MomentMetric):
     (B, 3, T, H, W); `compute` returns a scalar of float64; `describe` prints it with its protocol.
 
     Args:
-        extractor: A file (TorchScript, or weights of Inception-I3D as `reco convert-i3d` writes them), or a function
-            from clips (B, 3, T, H, W) uint8 to features (B, D).
+        extractor: A file as in `fvd_extractor`, weights of Inception-I3D as `reco convert-i3d` writes them, or a
+            function from clips (B, 3, T, H, W) uint8 to features (B, D).
         protocol: Name in `PROTOCOLS` ("styleganv", "tats", "omnitokenizer", "larp"), or a protocol. With a function of
             your own only its number of frames and its covariance are used.
         width: D, for a function without attribute `width`.

@@ -8,7 +8,6 @@ TensorFlow checkpoint is turned into such a file by `convert_i3d`. Only evaluati
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -249,7 +248,7 @@ def load_i3d(
         )
     try:
         stored: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+    except Exception as error:  # bytes that are no pickle fail in many ways
         raise ValueError(f"path must be a file of Inception-I3D weights, got {name!r}: {error}") from error
     stored = stored if isinstance(stored, dict) else {}
     source = stored.get("source")

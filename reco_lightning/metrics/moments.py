@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reco_lightning.checks import check_path
 from reco_lightning.whole_file import whole_file
 
 __all__ = ["Moments", "load_moments", "save_moments"]
@@ -139,8 +140,9 @@ def load_moments(path: str | os.PathLike[str], about: Mapping[str, Any]) -> tupl
         ValueError: If there is no such file, it holds something else, or an entry differs; the message names all that
             differ.
     """
+    check_path(statistics=path)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             stored = json.loads(str(file["about"]))
             arrays = [torch.from_numpy(np.array(file[field.name], np.float64)) for field in fields(Moments)]
         known, clips = stored.pop("format", None), stored.pop("clips", None)

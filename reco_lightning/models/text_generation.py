@@ -10,8 +10,10 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from reco_lightning.data.caption_ids import caption_ids, load_text_tokenizer
+from reco_lightning.checks import check_whole, check_whole_sequence
+from reco_lightning.data.caption_ids import caption_ids, check_captions, load_text_tokenizer
 from reco_lightning.draws import check_sampling, own_draws, sample_token
+from reco_lightning.models.text_video_network import TextVideoNetwork
 
 __all__ = ["generate_from_text"]
 
@@ -68,6 +70,13 @@ def generate_from_text(
     """
     network: Any = model.network if isinstance(model, pl.LightningModule) else model
     check_sampling(temperature=temperature, top_k=top_k, top_p=top_p, cfg_scale=cfg_scale, seed=seed)
+    check_whole(batch_size=batch_size)
+    check_whole_sequence(indices=indices, or_none=True)
+    if not isinstance(network, TextVideoNetwork) or network.language_model is None:
+        unbuilt = ", which is not built: call build()" if isinstance(network, TextVideoNetwork) else ""
+        raise ValueError(
+            f"model must be a TextVideoNetwork, or a TextVideoModel with one, got a {type(network).__name__}{unbuilt}"
+        )
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
     given = _ids(captions, tokenizer, network.text_ids)
@@ -123,12 +132,19 @@ class _Run:
 
 
 def _ids(captions: Sequence[str] | torch.Tensor, tokenizer: Any, text_ids: int) -> torch.Tensor:
-    if not len(captions):
-        raise ValueError("captions must be one or more, got none")
     if not isinstance(captions, torch.Tensor):
-        if tokenizer is None:
-            raise ValueError("captions were given as texts, so tokenizer must be the text tokenizer or its folder")
+        check_captions(captions)
+    if not len(captions):
+        raise ValueError("captions must be one or more, got 0")
+    if not isinstance(captions, torch.Tensor):
+        if not isinstance(tokenizer, str) and not callable(tokenizer):
+            raise ValueError(
+                "captions were given as texts, so tokenizer must be the text tokenizer or its folder, got "
+                f"{tokenizer!r}"
+            )
         captions = caption_ids(load_text_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer, captions)
+    if captions.is_floating_point() or captions.is_complex() or captions.dtype == torch.bool:
+        raise ValueError(f"captions must be texts, or ids that are whole numbers, got {captions.dtype}")
     if captions.ndim != 2 or (captions.numel() and int(captions.max()) >= text_ids):
         raise ValueError(
             f"captions must be ids of shape (n, C) below the network's {text_ids} text ids, or -1 for padding, got "

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerConfig, OptimizerLRSchedu
 from torch.distributed.fsdp import FSDPModule
 from typing_extensions import override
 
+from reco_lightning.checks import check_betas, check_finite, check_switch, check_whole
 from reco_lightning.models.sharded_build import build_sharded, shard
 from reco_lightning.models.text_generation import generate_from_text
 from reco_lightning.models.text_video_network import TextVideoNetwork
@@ -62,6 +63,14 @@ class TextVideoModel(pl.LightningModule):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        check_finite(learning_rate=learning_rate, weight_decay=weight_decay, caption_dropout=caption_dropout)
+        check_whole(warmup_steps=warmup_steps)
+        check_betas(betas=betas)
+        check_switch(gradient_checkpointing=gradient_checkpointing)
+        if not isinstance(network, (TextVideoNetwork, Mapping)):
+            raise ValueError(
+                f"network must be a TextVideoNetwork or the arguments of one, got a {type(network).__name__}"
+            )
         if learning_rate <= 0:
             raise ValueError(f"learning_rate must be above 0, got {learning_rate}")
         if weight_decay < 0:

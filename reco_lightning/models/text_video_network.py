@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from reco_lightning.checks import check_path, check_whole, check_whole_sequence
+
 __all__ = ["TextVideoNetwork", "rows_like"]
 
 
@@ -77,12 +79,17 @@ class TextVideoNetwork(nn.Module):
         architecture: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        check_whole(vocab_size=vocab_size)
+        check_whole_sequence(grid=grid)
+        check_path(pretrained=pretrained, or_none=True)
         if vocab_size < 1:
             raise ValueError(f"vocab_size must be 1 or more video ids, got {vocab_size}")
         if len(grid) != 3 or min(grid) < 1:
             raise ValueError(f"grid must be three numbers (t, h, w) of 1 or more, got {tuple(grid)}")
         if pretrained is None and architecture is None:
             raise ValueError("give pretrained, a folder to begin from, or architecture, for fresh weights; got neither")
+        if not isinstance(architecture, Mapping | None):
+            raise ValueError(f"architecture must be a mapping of names to values, or None, got {architecture!r}")
         self.pretrained = pretrained
         architecture = _of_folder(pretrained) if pretrained is not None else dict(architecture or {})
         if missing := {"model_type", "vocab_size"} - architecture.keys():
@@ -90,6 +97,11 @@ class TextVideoNetwork(nn.Module):
                 f"architecture must hold model_type, such as 'llama', and vocab_size, the number of text ids; got none "
                 f"of {', '.join(sorted(missing))} among {sorted(architecture)}"
             )
+        if not isinstance(architecture["model_type"], str):
+            raise ValueError(f"architecture must hold a model_type such as 'llama', got {architecture['model_type']!r}")
+        check_whole(**{"architecture['vocab_size']": architecture["vocab_size"]})
+        if architecture["vocab_size"] < 1:
+            raise ValueError(f"architecture['vocab_size'] must be 1 or more, got {architecture['vocab_size']}")
         self.architecture = architecture
         self.vocab_size, self.grid = vocab_size, tuple(grid)
         self.num_tokens = grid[0] * grid[1] * grid[2]
@@ -103,8 +115,15 @@ class TextVideoNetwork(nn.Module):
 
         Raises:
             ImportError: If transformers is missing.
+            ValueError: If transformers has no causal language model of this architecture.
         """
         transformers = _transformers()
+        known = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        if self.architecture["model_type"] not in known:
+            raise ValueError(
+                "architecture must hold a model_type of which transformers has a causal language model, such as "
+                f"'llama', got {self.architecture['model_type']!r}"
+            )
         architecture = self.architecture | {"vocab_size": self.start_id + 1}
         if self.pretrained is None or torch.get_default_device().type == "meta":
             config = transformers.AutoConfig.for_model(**architecture)
@@ -167,7 +186,13 @@ def _of_folder(folder: str) -> dict[str, Any]:
             f"pretrained must be a folder of transformers with config.json and weights as safetensors, got {folder!r}, "
             "which holds no config.json; download the model first"
         )
-    config = _transformers().AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    try:
+        config = _transformers().AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"pretrained must be a folder of transformers with config.json and weights as safetensors, got {folder!r}, "
+            f"whose config.json cannot be read: {error}"
+        ) from error
     # the type of the weights is the trainer's to say
     return {key: value for key, value in config.to_dict().items() if key not in ("dtype", "torch_dtype")}
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerConfig, OptimizerLRSchedu
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from typing_extensions import override
 
-from reco_lightning.checks import check_finite, check_whole
+from reco_lightning.checks import check_betas, check_finite, check_whole
 from reco_lightning.engines.rehearsal import block_stacks
 from reco_lightning.generation import generate
 from reco_lightning.models.larp import LARPTransformer
@@ -95,8 +95,7 @@ class VideoModel(pl.LightningModule):
         super().__init__()
         check_finite(learning_rate=learning_rate, weight_decay=weight_decay, label_dropout=label_dropout)
         check_whole(warmup_steps=warmup_steps)
-        if not isinstance(betas, Sequence) or len(betas) != 2 or not all(_is_share(beta) for beta in betas):
-            raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}")
+        check_betas(betas=betas)
         if not isinstance(network, (VideoTransformer, LARPTransformer, Mapping)):
             raise ValueError(
                 "network must be a VideoTransformer, a LARPTransformer or the arguments of one of them, got a "
@@ -238,7 +237,3 @@ class VideoModel(pl.LightningModule):
                 f"got {tokens.shape[1]}: the shards were made for another grid"
             )
         return tokens, batch["label"] if self.network.num_classes else None
-
-
-def _is_share(value: object) -> bool:
-    return isinstance(value, float | int) and not isinstance(value, bool) and 0 <= value < 1

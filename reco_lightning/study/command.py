@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from reco_lightning.checks import check_path, check_switch, check_whole
 from reco_lightning.study.claims import claim, write_json
 from reco_lightning.study.plan import Plan, RunSpec, load_plan
 from reco_lightning.study.report import write_report
@@ -51,9 +52,9 @@ def study(
         ValueError: If an argument is out of its range, or the plan holds what no run takes.
         ModuleNotFoundError: If a package of the extra `study` is missing.
     """
-    for name, value in (("seeds", seeds), ("workers", workers), ("steps", steps)):
-        if value < 1:
-            raise ValueError(f"{name} must be 1 or more, got {value}")
+    check_switch(report=report)
+    _check_sizes(seeds, workers, steps)
+    check_path(output=output)
     for package in ("matplotlib", "scipy", "sklearn"):
         if importlib.util.find_spec(package) is None:  # to be named now, and not after hours
             raise ModuleNotFoundError(f'a study needs {package}: pip install "reco_lightning[study]"', name=package)
@@ -83,7 +84,17 @@ def run_plan(
 
     Returns:
         The report.
+
+    Raises:
+        ValueError: If an argument is out of its range.
     """
+    if not isinstance(plan, Plan):
+        raise ValueError(f"plan must be a Plan, as load_plan reads it, got {plan!r}")
+    if not isinstance(settings, Settings | None):
+        raise ValueError(f"settings must be Settings or None, got {settings!r}")
+    _check_sizes(seeds, workers, steps)
+    check_path(output=output)
+    check_switch(train=train)
     folder = Path(output)
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     settings = settings or Settings()
@@ -131,6 +142,13 @@ def do_runs(specs: Sequence[RunSpec], folder: Path) -> None:
             f"Fréchet distance {record['frechet'][str(spec.data.blocks)]:.2f}, {record['seconds']:.0f} s",
             flush=True,
         )
+
+
+def _check_sizes(seeds: int, workers: int, steps: int) -> None:
+    check_whole(seeds=seeds, workers=workers, steps=steps)
+    for name, value in (("seeds", seeds), ("workers", workers), ("steps", steps)):
+        if value < 1:
+            raise ValueError(f"{name} must be 1 or more, got {value}")
 
 
 def _spread(specs: Sequence[RunSpec], folder: Path, workers: int) -> None:

@@ -10,6 +10,8 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from reco_lightning.checks import check_switch, check_whole
+
 __all__ = [
     "CANVAS",
     "PATCH",
@@ -142,7 +144,7 @@ class MovingDigits:
         motion: ``"slow"``, a patch in every fourth frame, or ``"fast"``, in every second one.
         clips: How many there are before they come again, 1 or more; ``None`` is without end.
         held_out: Whether they show the digits that are kept from training.
-        seed: Of the clips.
+        seed: Of the clips, 0 or more.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -163,9 +165,12 @@ class MovingDigits:
     ) -> None:
         if motion not in get_args(Motion):
             raise ValueError(f"motion must be one of {', '.join(get_args(Motion))}, got {motion!r}")
-        for name, value in (("blocks", blocks), ("clips", clips)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}")
+        check_whole(blocks=blocks, seed=seed)
+        check_whole(clips=clips, or_none=True)
+        check_switch(held_out=held_out)
+        for name, value, least in (("blocks", blocks, 1), ("clips", clips, 1), ("seed", seed, 0)):
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be a whole number of {least} or more, got {value!r}")
         self.blocks = blocks
         self.motion = motion
         self.clips = clips

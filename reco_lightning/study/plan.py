@@ -145,12 +145,19 @@ def load_plan(plan: str, data: DataName = "digits") -> Plan:
         >>> [line.name for line in load_plan("lambda").lines][:2]
         ['plain', 'λ = 0']
     """
+    refusal = ValueError(
+        f"plan must be one of {', '.join(plan_names())}, or the path of a YAML file like them, got {plan!r}"
+    )
+    if not isinstance(plan, str):
+        raise refusal
+    DataSpec(data)  # refuses another name
     path = Path(plan) if plan.endswith((".yaml", ".yml")) or os.sep in plan else _FOLDER / f"{plan}.yaml"
     if not path.is_file():
-        raise ValueError(
-            f"plan must be one of {', '.join(plan_names())}, or the path of a YAML file like them, got {plan!r}"
-        )
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raise refusal
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} must hold YAML, but cannot be read: {error}") from error
     if not isinstance(content, Mapping) or not isinstance(content.get("runs"), list) or not content["runs"]:
         raise ValueError(f"{path} must hold a list `runs` of one line or more; see plans/tables123.yaml of the package")
     _refuse_unknown(content, _PLAN_KEYS, str(path))

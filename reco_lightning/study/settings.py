@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+from reco_lightning.checks import check_finite, check_whole
 
 __all__ = ["BATCH_SIZE", "Settings"]
 
@@ -25,6 +27,9 @@ class Settings:
         compared_clips: Clips on either side of a Fréchet distance.
         features: D, principal components in which it is taken.
         tokenizer_steps: Training steps of the tokenizer of real clips.
+
+    Raises:
+        ValueError: If one is no number above 0, or no whole one where all but the learning rate are.
     """
 
     dim: int = 64
@@ -36,3 +41,13 @@ class Settings:
     compared_clips: int = 1024
     features: int = 48
     tokenizer_steps: int = 600
+
+    def __post_init__(self) -> None:
+        check_finite(learning_rate=self.learning_rate)
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        for name in (one.name for one in fields(self) if one.name != "learning_rate"):
+            value = getattr(self, name)
+            check_whole(**{name: value})
+            if value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}")

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 import numpy.typing as npt
 
+from reco_lightning.checks import check_whole
 from reco_lightning.study import digits
 from reco_lightning.study.settings import Settings
 
@@ -58,8 +59,10 @@ class DataSpec:
                 raise ValueError(f"{argument} must be one of {', '.join(allowed)}, got {value!r}")
         if self.name == "clips" and self.motion != "slow":
             raise ValueError(f"motion is a choice for digits; real clips move as they do, got {self.motion!r}")
+        check_whole(blocks=self.blocks)
+        check_whole(clips=self.clips, or_none=True)
         for argument, number, least in (("clips", self.clips, 1), ("blocks", self.blocks, 2)):
-            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < least):
+            if number is not None and number < least:
                 raise ValueError(f"{argument} must be a whole number of {least} or more, got {number!r}")
 
     @property

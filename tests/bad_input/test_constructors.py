@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import traceback
 from pathlib import Path
@@ -12,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from tests.bad_input.strategies import ENTRIES, UNCHECKED, received
+from tests.bad_input.strategies import received
+from tests.bad_input.table import ENTRIES, UNCHECKED
 
 ARGUMENTS = [(entry, name) for entry in ENTRIES for name in entry.wrong]
 CHECKED = [pair for pair in ARGUMENTS if (pair[0].name, pair[1]) not in UNCHECKED]
@@ -73,68 +73,6 @@ def test_what_is_said_to_be_unchecked_is(key):
 
     collect()
     assert any(faults)
-
-
-PUBLIC = (
-    "reco_lightning",
-    "reco_lightning.data.token_module",
-    "reco_lightning.data.token_writer",
-    "reco_lightning.data.video",
-    "reco_lightning.data.video_folder",
-    "reco_lightning.data.video_module",
-    "reco_lightning.media",
-    "reco_lightning.metrics",
-    "reco_lightning.models.larp",
-    "reco_lightning.models.video_model",
-    "reco_lightning.prediction",
-    "reco_lightning.tokenize",
-    "reco_lightning.tokenizers",
-    "reco_lightning.tokenizers.base",
-)
-
-WITHOUT_ENTRY = {
-    "Method": "record of load_method",
-    "load_method": "its files are in test_strangers.py",
-    "split_shards": "takes the shards that TokenDataModule reads",
-    **dict.fromkeys(("TextVideoModel", "TextVideoNetwork", "generate_from_text"), "in the tests beside it"),
-    "Explanation": "result",
-    "WindowStep": "result",
-    "VideoInfo": "result",
-    "VideoError": "error",
-    "ClipSource": "record; a writer checks what it holds",
-    "Clip": "record of VideoFolder",
-    "VideoItem": "type",
-    "VideoTokenizer": "protocol",
-    "FeatureExtractor": "protocol",
-    "PROTOCOLS": "constant",
-    "Guided": "protocol",
-    "MotionManifest": "made by measure_motion and MotionManifest.load, which are in the table",
-    "Split": "type",
-    "Resize": "type",
-    "OnError": "type",
-    "check_ids": "a check itself",
-    "check_fps": "a check itself",
-    "check_names": "a check itself",
-    "fit_size": "checked through read_clip",
-    "split_by_source": "takes a table that TokenDataModule reads",
-    "split_by_time": "takes a table that TokenDataModule reads",
-    "split_clips": "takes clips of a VideoFolder",
-    "refuse_shards": "a check itself",
-    "token_dtype": "checked through TokenShardWriter",
-    "fingerprint": "takes anything",
-    "adamw_with_warmup": "takes a module",
-    "weight_decay_groups": "takes a module",
-    "log_videos": "takes a trainer",
-    "run_folder": "takes a trainer",
-}
-
-
-def test_every_public_callable_is_in_the_table_or_says_why_not():
-    names = {name for module in PUBLIC for name in importlib.import_module(module).__all__}
-    entries = {entry.name for entry in ENTRIES}
-    assert names - entries - WITHOUT_ENTRY.keys() == set()
-    assert entries & WITHOUT_ENTRY.keys() == set()
-    assert WITHOUT_ENTRY.keys() - names == set()
 
 
 def test_the_table_has_every_argument_of_a_constructor_that_takes_plain_values():

@@ -13,23 +13,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from reco_lightning import metrics
 from reco_lightning.checkpoints import checkpoint_model, load_module
 from reco_lightning.cli import main
+from reco_lightning.data.caption_ids import load_text_tokenizer
+from reco_lightning.data.captions import read_captions
+from reco_lightning.data.layouts import open_index
 from reco_lightning.data.manifest import read_manifest
 from reco_lightning.data.token_writer import TokenShardWriter
 from reco_lightning.data.tokens import TokenShards
 from reco_lightning.methods import load_method
 from reco_lightning.metrics.moments import load_moments
 from reco_lightning.models.larp import LARPTransformer
+from reco_lightning.models.text_video_network import TextVideoNetwork
 from reco_lightning.models.video_model import VideoModel
 from reco_lightning.prediction import GenerationRequests
 from reco_lightning.recipe_files import load_recipe
+from reco_lightning.study.plan import load_plan
 from reco_lightning.tokenizers import Emu3Tokenizer, LARPTokenizer, OmniTokenizer, VidTokTokenizer, load_tokenizer
 from reco_lightning.tokenizers.vqvae import VQVAE
+from tests.bad_input.samples import model_file, text_network
 from tests.helpers.checkpoints import save
 from tests.helpers.tiny_tokenizers import emu3_network, save_larp, vidtok_network
+from tests.helpers.words import save_words
 
 PACKAGE = Path(__file__).parents[2] / "reco_lightning"
 
@@ -118,6 +127,23 @@ def test_a_loader_refuses_the_file_and_runs_nothing(loader, kind, tmp_path, trap
     assert not trap.exists()
 
 
+@pytest.mark.parametrize("loader", [name for name, (_, kinds) in LOADERS.items() if kinds in (TORCH, NUMPY)])
+def test_a_file_of_any_bytes_is_named(loader, tmp_path):
+    path = tmp_path / "file.ckpt"
+
+    @settings(max_examples=25, deadline=None, derandomize=True, database=None)
+    @given(st.one_of(st.binary(), st.binary().map(lambda tail: b"\x80\x02" + tail), st.text().map(str.encode)))
+    @example(b"runs:\n- method: reco\n")
+    @example(b"PK\x03\x04")
+    @example(b"\x93NUMPY\x01\x00")
+    def is_named(content):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"file\.ckpt"):
+            LOADERS[loader][0](path)
+
+    is_named()
+
+
 def test_a_checkpoint_that_would_run_code_is_told_by_what_it_holds(tmp_path, trap):
     as_zip(tmp_path / "a.ckpt", trap)
     with pytest.raises(ValueError, match=r"checkpoint must be .* got '.*a\.ckpt': it holds a posix.mkdir, and reading"):
@@ -203,30 +229,117 @@ def test_code_beside_the_weights_of_a_hub_is_not_run(tmp_path, trap):
     assert not trap.exists()
 
 
-def test_a_torchscript_file_is_not_run_on_load(tmp_path):
-    """It is a program, as its documentation says: this one writes a file when clips are given to it, not before."""
-    target = str(tmp_path / "written")
+class Program(torch.nn.Module):
+    """Makes a file when it is loaded: TorchScript calls `__setstate__` then."""
 
-    class Program(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.target = target
+    def __init__(self, target: str) -> None:
+        super().__init__()
+        self.target = target
+        self.seen = torch.zeros(1)
 
-        def forward(self, clips: torch.Tensor) -> torch.Tensor:
-            return clips + torch.from_file(self.target, True, 4).sum()
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        return clips + self.seen.sum()
 
+    @torch.jit.export
+    def __getstate__(self) -> tuple[str, bool]:
+        return (self.target, self.training)
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, bool]) -> None:
+        self.target = state[0]
+        self.training = state[1]
+        self.seen = torch.from_file(state[0], True, 4)
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        lambda path: metrics.fvd_extractor(path, "styleganv"),
+        metrics.FrechetVideoDistance,
+        metrics.load_i3d,
+        load_tokenizer,
+        checkpoint_model,
+    ],
+)
+def test_a_torchscript_program_is_refused_and_not_run(load, tmp_path, trap):
+    path = tmp_path / "program.pt"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch 2.13 advises torch.export
-        torch.jit.script(Program()).save(tmp_path / "program.pt")
-    metrics.fvd_extractor(tmp_path / "program.pt", "styleganv")
-    assert not Path(target).exists()
+        warnings.simplefilter("ignore")  # torch advises torch.export, and torch.load says what it sees
+        torch.jit.script(Program(str(trap))).save(path)
+        with pytest.raises(ValueError, match=r"program\.pt"):
+            load(path)
+        assert not trap.exists()
+        torch.jit.load(path)
+    assert trap.exists()  # it would have run
 
 
-@pytest.mark.parametrize("load", [lambda path: load_recipe(str(path)), lambda path: load_method(str(path))])
+def test_a_folder_of_a_language_model_runs_no_code(tmp_path, trap):
+    text_network().language_model.save_pretrained(tmp_path / "hub")
+    config = json.loads((tmp_path / "hub" / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    (tmp_path / "hub" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "hub" / "own.py").write_text(f"import os\nos.mkdir({str(trap)!r})\n")
+    TextVideoNetwork(6, (2, 1, 2), pretrained=str(tmp_path / "hub")).build()
+    assert not trap.exists()
+
+
+def test_a_folder_of_a_text_tokenizer_runs_no_code(tmp_path, trap):
+    folder = Path(save_words(tmp_path / "words", ["a"]))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {"auto_map": {"AutoTokenizer": ["own.Slow", "own.Fast"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(f"import os\nos.mkdir({str(trap)!r})\n")
+    assert load_text_tokenizer(str(folder))(["a"]).input_ids == [[0]]
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"model": 3}', "\0\1"])
+def test_a_broken_folder_of_transformers_is_named(content, tmp_path):
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=f"tokenizer must be a folder of transformers .*{tmp_path.name}"):
+        load_text_tokenizer(str(tmp_path))
+    with pytest.raises(ValueError, match=f"pretrained must be a folder of transformers .*{tmp_path.name}"):
+        TextVideoNetwork(6, (2, 1, 2), pretrained=str(tmp_path))
+
+
+def test_a_checkpoint_with_other_weights_is_refused_in_our_own_words(tmp_path):
+    stored = torch.load(model_file(), weights_only=True)
+    stored["state_dict"].popitem()
+    torch.save(stored, tmp_path / "a.ckpt")
+    with pytest.raises(
+        ValueError, match=r"checkpoint must hold the arguments and weights of its VideoModel, got '.*a\."
+    ):
+        load_module(str(tmp_path / "a.ckpt"), VideoModel)
+
+
+INDEXES = {
+    "captions": lambda root, file: read_captions(file, files=["a.mp4"]),
+    "list": lambda root, file: open_index(root, layout="list", index=file),
+    "manifest": lambda root, file: open_index(root, layout="manifest", index=file),
+    "msrvtt": lambda root, file: open_index(root, layout="msrvtt", index=file),
+    "ucf101": lambda root, file: open_index(root, layout="ucf101", index=file),
+}
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"[1, 2", b'{"path": 3}', b"3", b'{"videos": 3}', b"{}", b"\0"])
+@pytest.mark.parametrize("kind", INDEXES)
+def test_an_index_of_anything_is_named(kind, content, tmp_path):
+    (tmp_path / "v_Archery_g01_c01.avi").touch()
+    for name in ("index.txt", "index.csv"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=r"index\.(txt|csv)"):
+            INDEXES[kind](tmp_path, tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "load",
+    [load_recipe, load_method, load_plan],
+)
 def test_a_recipe_with_a_python_tag_is_refused(load, tmp_path, trap):
     as_yaml(tmp_path / "own.yaml", trap)
     with pytest.raises(ValueError, match=r"own\.yaml"):
-        load(tmp_path / "own.yaml")
+        load(str(tmp_path / "own.yaml"))
     assert not trap.exists()
 
 

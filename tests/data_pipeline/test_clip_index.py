@@ -164,3 +164,5 @@ def test_a_manifest_of_other_videos(tmp_path):
 def test_numbers_below_zero_are_no_labels():
     with pytest.raises(ValueError, match="labels must be all names or all numbers from 0 in here, got -1"):
         class_places([0, -1], source="here")
+    with pytest.raises(ValueError, match="labels must be below 1000000 in here, got 1000000000; give names instead"):
+        class_places([0, 10**9], source="here")

@@ -350,3 +350,8 @@ def test_overfit_batches_makes_the_loader_anew_without_shuffling(tmp_path):
     with pytest.warns(UserWarning, match="turning off the train dataloader shuffling"):
         net = train(tmp_path, loader=make(seed=5), epochs=2, overfit_batches=2)
     assert [batch for _, _, batch in net.seen] == 2 * [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_a_seed_below_0_is_a_seed():
+    orders = {tuple(pass_order(50, seed=seed, number=0).tolist()) for seed in (-1, 0, 1, -(2**63))}
+    assert len(orders) == 4

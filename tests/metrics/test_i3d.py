@@ -200,11 +200,18 @@ def test_torchscript_of_your_own(tmp_path):
     torch.testing.assert_close(extractor(clips), clips.float().mean((2, 3, 4)))
     assert extractor.weights == f"git {git_blob_id(path)[:12]} (TorchScript of your own)"
     torch.testing.assert_close(pickle.loads(pickle.dumps(extractor))(clips), extractor(clips))
-    assert isinstance(fvd_extractor(path, "larp"), TorchScriptFeatures)
     metric = FrechetVideoDistance(extractor, "omnitokenizer")
     assert metric.width == 3
     with pytest.raises(ValueError, match=r"features of shape \(5, 400\), got \(5, 3\)"):
-        FrechetVideoDistance(path, "omnitokenizer").update(clips, real=True)
+        FrechetVideoDistance(TorchScriptFeatures(path, "omnitokenizer"), "omnitokenizer").update(clips, real=True)
+
+
+def test_a_program_is_taken_by_its_path_where_its_hash_is_known(tmp_path, monkeypatch):
+    path = script(Switches(), tmp_path / "i3d_torchscript.pt")
+    with pytest.raises(ValueError, match=r"got '.*i3d_torchscript.pt', another program in TorchScript"):
+        FrechetVideoDistance(path, "larp")
+    monkeypatch.setitem(KNOWN_FILES, git_blob_id(path), "i3d_torchscript.pt of StyleGAN-V")
+    assert isinstance(fvd_extractor(path, "larp"), TorchScriptFeatures)
 
 
 def test_files_that_are_no_torchscript(tmp_path, weights_file):

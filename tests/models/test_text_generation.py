@@ -111,3 +111,10 @@ def test_texts_go_through_the_tokenizer(tmp_path):
 def test_bad_arguments_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
         generate_from_text(build(), **({"captions": CAPTIONS} | given))
+
+
+def test_a_network_that_is_not_built_is_refused():
+    network = build()
+    network.language_model = None
+    with pytest.raises(ValueError, match=r"model must be .*, got a TextVideoNetwork, which is not built"):
+        generate_from_text(network, CAPTIONS)

@@ -147,12 +147,21 @@ def test_fresh_rows_are_spread_as_the_table():
         ({"grid": (3, 2)}, r"grid must be three numbers \(t, h, w\) of 1 or more, got \(3, 2\)"),
         ({"architecture": None}, "got neither"),
         ({"architecture": {"vocab_size": 3}}, "got none of model_type among"),
+        ({"architecture": LLAMA | {"model_type": 3}}, "architecture must hold a model_type such as 'llama', got 3"),
+        ({"architecture": LLAMA | {"vocab_size": 0}}, r"architecture\['vocab_size'\] must be 1 or more, got 0"),
         ({"architecture": None, "pretrained": "no-such-folder"}, "'no-such-folder', which holds no config.json"),
     ],
 )
 def test_bad_arguments_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
         TextVideoNetwork(**({"vocab_size": VIDEO, "grid": GRID, "architecture": LLAMA} | given))
+
+
+@pytest.mark.parametrize("name", ["lama", "clip"])
+def test_what_is_no_language_model_is_refused(name):
+    network = TextVideoNetwork(VIDEO, GRID, architecture=LLAMA | {"model_type": name})
+    with pytest.raises(ValueError, match=f"of which transformers has a causal language model, .* got '{name}'"):
+        network.build()
 
 
 def test_without_transformers_the_error_names_the_extra(monkeypatch):

@@ -117,8 +117,10 @@ def test_wrong_arguments_are_named() -> None:
         MovingDigits(5, motion="still")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="blocks must be a whole number of 1 or more, got 0"):
         MovingDigits(0)
-    with pytest.raises(ValueError, match="clips must be a whole number of 1 or more, got True"):
+    with pytest.raises(ValueError, match="clips must be a whole number or None, got True"):
         MovingDigits(5, clips=True)
+    with pytest.raises(ValueError, match="seed must be a whole number of 0 or more, got -1"):
+        MovingDigits(5, seed=-1)
 
 
 def test_without_scikit_learn_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
