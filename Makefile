@@ -22,7 +22,7 @@ help:  ## List the targets
 demo: $(VENV)/demo.stamp  ## Train plainly and with ReCo on real clips; the result is outputs/demo/index.html
 	$(BIN)/reco demo $(ARGS)
 
-test: $(VENV)/dev.stamp  ## Run the tests, doctests and README snippets
+test: $(VENV)/dev.stamp  ## Run the tests, doctests and every block of the documentation
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --durations 15 $(ARGS)
 
 lint: $(VENV)/dev.stamp  ## Check format, style and types

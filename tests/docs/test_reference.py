@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The API reference names every public class and function, by topic, and every module that is a part of them."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import pytest
+
+from tests.helpers.pages import ROOT, Block, blocks_of
+
+PACKAGE = ROOT / "reco_lightning"
+PARTS = "Parts"  # the section of modules that are no public interface
+
+
+def module_name(path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def is_public(name: str) -> bool:
+    return not any(part.startswith("_") for part in name.split("."))
+
+
+TREES = {module_name(path): ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
+MODULES = {name: tree for name, tree in TREES.items() if is_public(name)}
+
+
+def exports(module: str) -> list[str]:
+    """What `__all__` of a module holds; nothing where it has none."""
+    for node in TREES[module].body:
+        if isinstance(node, ast.Assign) and [target.id for target in node.targets] == ["__all__"]:
+            return ast.literal_eval(node.value)
+    return []
+
+
+def definition(module: str, name: str) -> ast.ClassDef | ast.FunctionDef | None:
+    """The class or function behind a name, also where it is imported from another module of the package."""
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name and node in TREES[module].body:
+            return node
+        if isinstance(node, ast.ImportFrom) and node.module in TREES and name in [alias.name for alias in node.names]:
+            return definition(node.module, name)
+    return None  # a constant, or the name of a type
+
+
+def sections() -> dict[str, list[str]]:
+    """Entries of each section of the page."""
+    found: dict[str, list[str]] = {}
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    for part in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
+        title, _, rest = part.partition("\n")
+        found[title] = re.findall(r"^   (reco_lightning\.[\w.]+)$", rest, re.MULTILINE)
+    return found
+
+
+SECTIONS = sections()
+ENTRIES = [entry for title, entries in SECTIONS.items() if title != PARTS for entry in entries]
+#: Modules whose classes and functions the page lists, and those that it lists as parts.
+LISTED = {entry.rpartition(".")[0] for entry in ENTRIES}
+AS_PARTS = set(SECTIONS[PARTS])
+
+
+def test_every_module_is_listed_by_its_names_or_as_a_part() -> None:
+    having = {module for module in MODULES if exports(module)}
+    packages = {module for module in having if (PACKAGE.parent / module.replace(".", "/")).is_dir()}
+    missing = sorted(having - packages - LISTED - AS_PARTS)
+    assert missing == [], "docs/api.md: list their names under a topic, or the modules under Parts"
+    assert LISTED.isdisjoint(AS_PARTS)
+    assert having >= LISTED | AS_PARTS
+
+
+@pytest.mark.parametrize("module", sorted(LISTED))
+def test_every_class_and_function_of_a_listed_module_is_there(module: str) -> None:
+    shown = [entry.rpartition(".")[2] for entry in ENTRIES if entry.rpartition(".")[0] == module]
+    expected = [name for name in exports(module) if definition(module, name)]
+    assert sorted(shown) == sorted(expected), f"docs/api.md: the names of {module}"
+
+
+@pytest.mark.parametrize("package", ["reco_lightning", "reco_lightning.metrics", "reco_lightning.tokenizers"])
+def test_what_a_package_gives_out_is_public_where_it_is_defined(package: str) -> None:
+    names = {entry.rpartition(".")[2] for entry in ENTRIES}
+    assert [name for name in exports(package) if definition(package, name) and name not in names] == []
+
+
+@pytest.mark.parametrize("module", sorted(module for module in MODULES if exports(module)))
+def test_every_class_and_function_has_a_text(module: str) -> None:
+    # a member without one is left out of the module's page
+    bare = [name for name in exports(module) if (node := definition(module, name)) and not ast.get_docstring(node)]
+    assert bare == []
+
+
+def test_every_module_has_a_page_and_every_page_is_in_the_index() -> None:
+    recursive = [block for block in blocks_of(ROOT / "docs" / "api.md") if ":recursive:" in block.code]
+    assert len(recursive) == 1
+    assert re.search(r":toctree: generated\n.*\n   reco_lightning\n", recursive[0].code, re.DOTALL)
+    index = blocks_of(ROOT / "docs" / "index.md")
+    listed = [line for block in index if block.kind == "{toctree}" for line in entries(block)]
+    assert sorted(listed) == sorted(page.stem for page in (ROOT / "docs").glob("*.md") if page.stem != "index")
+
+
+def entries(block: Block) -> list[str]:
+    return [line for line in block.code.splitlines() if line and not line.startswith(":")]
+
+
+def test_the_index_has_what_a_reader_looks_for() -> None:
+    needed = "install quickstart add_to_your_module method recipes tokenizers data metrics engines performance"
+    listed = [line for block in blocks_of(ROOT / "docs" / "index.md") for line in entries(block)]
+    assert {*needed.split(), "reliability", "troubleshooting", "api"} <= set(listed)
+
+
+def test_the_method_card_has_its_headings() -> None:
+    headings = re.findall(r"^## (.*)$", (ROOT / "docs" / "method.md").read_text(encoding="utf-8"), re.MULTILINE)
+    needed = {"How it works", "When not to use it", "Suggested settings", "Composability", "Attribution"}
+    assert needed <= set(headings)
