@@ -45,7 +45,8 @@ class Measurement:
         spread: Half the distance between the quartiles of a kind's step times, relative to their median.
         tokens_per_second: Tokens of the batch's videos per second.
         peak_bytes: Memory beyond weights, gradients and optimizer at its highest; ``None`` where it cannot be told.
-        operations: Floating-point operations, counted, without recomputation.
+        operations: Floating-point operations, counted, without recomputation; attention by the pairs of rows that see
+            each other.
         saved_bytes: Bytes kept for the backward pass, counted in an uncompiled step.
         utilisation: Operations per second over the measured rate of matrix products.
         speed_up: Plain step time over this one's.
@@ -317,6 +318,7 @@ def _summarise(
         seconds[name] = sum(run.kind.share * statistics.median(run.times) for run in own)
         peaks = [max(run.peaks) for run in own if run.peaks]
         cost = costs[name]
+        operations = cost.operations - cost.hidden_operations
         found.append(
             Measurement(
                 method=name,
@@ -325,11 +327,11 @@ def _summarise(
                 spread=max(run.spread for run in own),
                 tokens_per_second=tokens / seconds[name],
                 peak_bytes=max(peaks) if len(peaks) == len(own) else None,
-                operations=cost.operations,
+                operations=operations,
                 saved_bytes=cost.saved_bytes,
-                utilisation=cost.operations / seconds[name] / rate,
+                utilisation=operations / seconds[name] / rate,
                 speed_up=0.0,
-                promised=cost.plain_operations / cost.operations,
+                promised=(cost.plain_operations - cost.plain_hidden_operations) / operations,
             )
         )
     return [Measurement(**(one.as_dict() | {"speed_up": seconds["plain"] / one.seconds})) for one in found]

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.bias import CausalBias
+from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["count_operations", "count_saved_bytes"]
+from reco_lightning.engines.interception import FunctionTap
+
+__all__ = ["count_hidden_operations", "count_operations", "count_saved_bytes"]
 
 
 def count_operations(loss: Callable[[], torch.Tensor], parameters: list[nn.Parameter]) -> int:
@@ -42,6 +47,53 @@ def count_operations(loss: Callable[[], torch.Tensor], parameters: list[nn.Param
     with FlopCounterMode(display=False) as counter, written_out:
         torch.autograd.grad(loss(), trained, allow_unused=True)
     return int(counter.get_total_flops())
+
+
+def count_hidden_operations(loss: Callable[[], torch.Tensor]) -> int:
+    """Operations among those of ``count_operations`` that attention has for pairs which its mask hides.
+
+    Kernels of causal attention leave them out.
+
+    Args:
+        loss: Computes the loss.
+
+    Returns:
+        Operations, forward and backward.
+
+    Example:
+        >>> states = torch.ones(1, 1, 3, 4)
+        >>> count_hidden_operations(lambda: scaled_dot_product_attention(states, states, states, is_causal=True).sum())
+        48
+    """
+    hidden = 0.0
+
+    def attend(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        nonlocal hidden
+        output = scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **kwargs)
+        rows, keys = query.shape[-2], key.shape[-2]
+        share = 0.0
+        if is_causal or isinstance(attn_mask, CausalBias):
+            share = rows * (rows - 1) / 2 / (rows * keys)
+        elif attn_mask is not None:
+            closed = ~attn_mask if attn_mask.dtype == torch.bool else attn_mask == float("-inf")
+            share = float(closed.double().mean())
+        products = 2 * output.shape[:-1].numel() * keys * (query.shape[-1] + value.shape[-1])
+        # the backward pass has two products for each of the forward's, and a fused one makes the scores anew
+        backward = (2 if query.device.type == "cpu" else 2.5) if output.requires_grad else 0
+        hidden += share * products * (1 + backward)
+        return output
+
+    with FunctionTap({scaled_dot_product_attention: attend}):
+        loss()
+    return round(hidden)
 
 
 def count_saved_bytes(loss: Callable[[], torch.Tensor], parameters: list[nn.Parameter]) -> int:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from reco_lightning.callback import ReCoCallback, StepKind
-from reco_lightning.cost import count_operations, count_saved_bytes
+from reco_lightning.cost import count_hidden_operations, count_operations, count_saved_bytes
 from reco_lightning.engines.sandbox import Sandbox, StepEndedError
 from reco_lightning.engines.select import Selection
 from reco_lightning.injection import Injection
@@ -31,6 +31,8 @@ class WindowCost:
         probability: The share of the training's steps that are of this kind.
         operations: Floating-point operations, forward and backward.
         saved_bytes: Bytes kept for the backward pass.
+        hidden_operations: Those of ``operations`` that attention has for pairs which its mask hides; kernels of causal
+            attention leave them out.
         attached: Tokens in front of the window that are trained through.
     """
 
@@ -38,6 +40,7 @@ class WindowCost:
     probability: float
     operations: int
     saved_bytes: int
+    hidden_operations: int = 0
     attached: int = 0
 
 
@@ -56,6 +59,7 @@ class Explanation:
         plain_operations: Floating-point operations of the plain step.
         plain_saved_bytes: Bytes that the plain step keeps for its backward pass.
         windows: The cost of each window.
+        plain_hidden_operations: Those of ``plain_operations`` that attention has for pairs which its mask hides.
     """
 
     engine: str
@@ -68,6 +72,7 @@ class Explanation:
     plain_operations: int
     plain_saved_bytes: int
     windows: tuple[WindowCost, ...]
+    plain_hidden_operations: int = 0
 
     @property
     def operations(self) -> float:
@@ -78,6 +83,11 @@ class Explanation:
     def saved_bytes(self) -> float:
         """Bytes that a windowed step keeps for its backward pass, averaged over the sampler."""
         return sum(cost.probability * cost.saved_bytes for cost in self.windows)
+
+    @property
+    def hidden_operations(self) -> float:
+        """Operations of a windowed step for pairs which a mask hides, averaged over the sampler."""
+        return sum(cost.probability * cost.hidden_operations for cost in self.windows)
 
     def __str__(self) -> str:
         lines = [
@@ -155,12 +165,13 @@ def explain(module: pl.LightningModule, batch: Any, callback: ReCoCallback, *, b
         plain_operations=plain[0],
         plain_saved_bytes=plain[1],
         windows=tuple(costs),
+        plain_hidden_operations=plain[2],
     )
 
 
 def _cost(
     module: pl.LightningModule, sandbox: Sandbox, selection: Selection, on: tuple[ReCoCallback, StepKind] | None
-) -> tuple[int, int]:
+) -> tuple[int, int, int]:
     def loss() -> torch.Tensor:
         losses: list[torch.Tensor] = []
         calls = 0
@@ -185,7 +196,8 @@ def _cost(
 
     parameters = list(module.parameters())
     try:
-        return count_operations(loss, parameters), count_saved_bytes(loss, parameters)
+        operations, saved_bytes = count_operations(loss, parameters), count_saved_bytes(loss, parameters)
+        return operations, saved_bytes, count_hidden_operations(loss)
     finally:
         if on is not None:
             selection.engine.disarm()

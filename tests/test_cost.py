@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reco_lightning.cost import count_operations, count_saved_bytes
+from reco_lightning.cost import count_hidden_operations, count_operations, count_saved_bytes
 
 B, T, D = 2, 6, 4
 
@@ -44,6 +44,31 @@ def test_attention_counts_full_squares(causal):
 
     square = 2 * B * T * T * D
     assert count_operations(loss, qkv) == 2 * square + 4 * square  # two products, and two gradients of each
+
+
+UPPER = torch.ones(T, T, dtype=torch.bool).triu(1)
+
+
+@pytest.mark.parametrize(
+    ("options", "pairs"),
+    [
+        ({}, 0),
+        ({"is_causal": True}, T * (T - 1) // 2),
+        ({"attn_mask": ~UPPER}, T * (T - 1) // 2),
+        ({"attn_mask": torch.zeros(T, T).masked_fill(UPPER, float("-inf"))}, T * (T - 1) // 2),
+        ({"attn_mask": (torch.arange(T) < 2).expand(T, T)}, T * (T - 2)),
+    ],
+    ids=["none", "causal", "boolean", "added", "two-keys"],
+)
+def test_operations_that_a_mask_hides(options, pairs):
+    qkv = [nn.Parameter(torch.randn(B, 1, T, D)) for _ in range(3)]
+
+    def loss():
+        return F.scaled_dot_product_attention(*qkv, **options).sum()
+
+    assert count_hidden_operations(loss) == 6 * 2 * B * pairs * D
+    with torch.no_grad():
+        assert count_hidden_operations(loss) == 2 * 2 * B * pairs * D
 
 
 def test_counting_leaves_no_gradient_and_no_change():

@@ -40,6 +40,11 @@ def test_operations_are_those_counted_by_hand(found):
     once = context * (linear - (128**2 + 3 * 128 * 384)) + context**2 * (attention * 3 // 4)  # last block: to the keys
     trained = window * (linear + head) + window * rows * attention
     assert last.operations == 2 * batch * (once + 3 * trained)
+    # what a mask hides: half of the plain step's pairs, but for the rows themselves
+    assert found.plain_hidden_operations == 2 * 3 * batch * attention * rows * (rows - 1) // 2
+    inside = context * (context - 1) // 2 * (attention * 3 // 4), window * (window - 1) // 2 * attention
+    # of the context the last block runs to its attention, which is counted where it is called
+    assert last.hidden_operations == 2 * batch * (inside[0] + 3 * inside[1])
 
 
 def test_the_callback_costs_no_more_operations_than_the_mixin(found):
