@@ -80,7 +80,7 @@ def test_sections_of_commands() -> None:
     [
         ("vqvae", "tokenize"),
         ("method/reco", "generate"),
-        ("table9/sky-reco-32", "evaluate"),
+        ("paper-text", "evaluate"),
         ("table5/loong-7b", "generate"),
     ],
 )

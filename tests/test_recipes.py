@@ -222,6 +222,22 @@ def test_what_other_commands_are_told() -> None:
     assert options_for(RECIPES["table3/ffs-first-frame"], "evaluate")["evaluation"]["first_blocks"] == 1
     assert options_for(RECIPES["table9/sky-reco-32"], "generate")["length"] == 1 + 32 // 4
     assert options_for(RECIPES["table9/sky-reco-64"], "generate")["length"] == 1 + 64 // 4
+    for name, frames in (("table9/sky-baseline-32", 32), ("table9/sky-baseline-64", 64), ("table9/sky-reco-64", 64)):
+        scored = options_for(RECIPES[name], "evaluate")
+        assert (scored["evaluation"]["length"], scored["evaluation"]["videos"]) == (1 + frames // 4, "videos/sky")
+        assert (scored["evaluation"]["n"], scored["data"]["init_args"]["folder"]) == (2048, "tokens/sky")
+    for name in ("loong-7b", "reco-7b", "reco-7b-half"):
+        recipe = RECIPES[f"table5/{name}"]
+        scored, msrvtt = options_for(recipe, "evaluate"), RECIPES["data/msrvtt"].config
+        assert scored["evaluation"]["tokenizer"] == recipe.config["tokenize"]["tokenizer"]
+        assert scored["evaluation"]["videos"] == msrvtt["tokenize"]["videos"]
+        assert scored["data"] | {"init_args": msrvtt["data"]["init_args"]} == msrvtt["data"]
+        assert scored["data"]["init_args"].items() >= msrvtt["data"]["init_args"].items()
+        assert scored["trainer"]["strategy"] == "ddp"  # whole networks, from a checkpoint that is one file
+        assert recipe.config["trainer"]["strategy"]["init_args"] == {
+            **{"data_parallel_size": 8, "tensor_parallel_size": 1},
+            "save_distributed_checkpoint": False,
+        }
     assert options_for(RECIPES["table1/ffs-fewer-frames"], "generate")["window_blocks"] == 2
     assert options_for(RECIPES["table1/ffs-fewer-frames"], "evaluate")["evaluation"]["window_blocks"] == 2
     test_set = options_for(RECIPES["table6/ucf101-reco"], "evaluate")

@@ -140,6 +140,7 @@ INTERNAL: dict[str, str] = {
     "plan_report.plan_table": "takes what plan_size returns",
     "plan_report.states_table": "takes what plan_size returns",
     "planning": "called by plan_size",
+    "real_clips": "called by EvaluateVideos",
     "recipe_command.recipe_text": "takes what load_recipe returns",
     "recipe_command.run_recipes": _CLI,
     "recipe_files.Recipe": "a record of load_recipe",

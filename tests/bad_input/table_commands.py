@@ -132,6 +132,8 @@ COMMANDS: tuple[Entry, ...] = (
             "flow": SWITCH,
             "first_blocks": whole(0),
             "window_blocks": BLOCKS,
+            "length": BLOCKS,
+            "context_blocks": BLOCKS,
         },
     ),
     Entry(
