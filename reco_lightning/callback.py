@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -299,6 +299,7 @@ class ReCoCallback(pl.Callback):
         def step() -> Any:
             return original(*args, **kwargs)
 
+        first = self._injection is None
         if self._injection is None:
             self._injection = self._prove(module, step)
         step_index = module.trainer.fit_loop.epoch_loop.total_batch_idx
@@ -315,6 +316,8 @@ class ReCoCallback(pl.Callback):
             source = random.Random(f"{self.sampler.seed}:{step_index}:attached")
             attached = attached if source.random() < self.attached_share else 0
         result, self._report = self._injection.run(windows, step, attached=attached, progress=progress)
+        if first and self._report is not None:
+            _check_loss(result, self._report)
         return result
 
     def _progress(self, trainer: pl.Trainer, step_index: int) -> float:
@@ -370,6 +373,17 @@ class ReCoCallback(pl.Callback):
 
 def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
     return list(trainer.callbacks)  # type: ignore[attr-defined]
+
+
+def _check_loss(result: Any, report: StepReport) -> None:
+    """Refuses a step whose loss has more of the logits in it than their cross-entropy: they are NaN to it."""
+    loss = result.get("loss") if isinstance(result, Mapping) else result
+    if isinstance(loss, torch.Tensor) and loss.isnan().any() and not report.cross_entropy.isnan():
+        raise MisconfigurationException(
+            "the loss of the first windowed step is NaN and its cross-entropy is not: the step makes another loss of "
+            "the logits (a penalty on them, a distance to a teacher's), which windows leave out; take it away, or "
+            "make a metric of it, from a forward under torch.no_grad()"
+        )
 
 
 def _check_module(module: Any) -> None:

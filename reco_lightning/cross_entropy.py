@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from reco_lightning.engines.base import Group
+from reco_lightning.engines.base import Group, Unread
 from reco_lightning.linear_cross_entropy import linear_cross_entropy
 
 __all__ = ["group_losses", "head_cross_entropy", "loss_rows", "select_rows", "window_cross_entropy"]
@@ -82,15 +81,15 @@ def select_rows(
 
 
 def group_losses(
-    rows: torch.Tensor, target: torch.Tensor, groups: Sequence[Group], *, head: nn.Linear | None = None
+    rows: torch.Tensor, target: torch.Tensor, groups: Sequence[Group], *, unread: Unread | None = None
 ) -> list[torch.Tensor]:
     """Mean cross-entropy of each group's window, nats, without graph.
 
     Args:
-        rows: Logits as ``select_rows`` returns them, (R, V); with a head the states that it reads, (R, D).
+        rows: Logits as ``select_rows`` returns them, (R, V); states (R, D) where they have yet to be made.
         target: Likewise, (R,).
         groups: The groups of the batch.
-        head: The head, where it has yet to make the logits.
+        unread: Where they have, the head that makes them.
 
     Returns:
         Scalars, one per group.
@@ -98,14 +97,15 @@ def group_losses(
     sizes = [(group.samples.stop - group.samples.start) * (group.stop - group.loss_start) for group in groups]
     with torch.no_grad():
         parts = zip(rows.split(sizes), target.split(sizes), strict=True)
-        if head is None:
+        if unread is None:
             return [F.cross_entropy(part.float(), places) for part, places in parts]
-        return [linear_cross_entropy(part, head.weight, places, bias=head.bias) for part, places in parts]
+        weight, bias = unread.weight, unread.bias
+        with torch.autocast(rows.device.type, enabled=False):
+            return [linear_cross_entropy(part.to(weight.dtype), weight, places, bias=bias) for part, places in parts]
 
 
 def head_cross_entropy(
-    head: nn.Linear,
-    states: Sequence[torch.Tensor],
+    unread: Unread,
     logits: torch.Tensor,
     target: torch.Tensor,
     groups: Sequence[Group],
@@ -117,8 +117,7 @@ def head_cross_entropy(
     """Cross-entropy of the windows' rows, whose logits a linear head has yet to make; never all of them at a time.
 
     Args:
-        head: The head.
-        states: Of each group what the head reads, (B_g, rows, D).
+        unread: The head, and what it reads.
         logits: The placeholder that the caller gave, as in ``loss_rows``.
         target: As in ``loss_rows``.
         groups: The groups of the batch with their rows of the network.
@@ -133,10 +132,14 @@ def head_cross_entropy(
     reduction, ignored = options.get("reduction", "mean"), options.get("ignore_index", -100)
     odd = any(options.get(name) is not None for name in ("weight", "size_average", "reduce"))
     if odd or reduction not in ("mean", "sum") or options.get("label_smoothing"):
-        own = [F.linear(part, head.weight, head.bias) for part in states]
+        with torch.autocast(logits.device.type, enabled=False):
+            own = [F.linear(part, unread.weight, unread.bias) for part in unread.states]
         return window_cross_entropy(logits, target, groups, batch=batch, offset=offset, own=own, **options)
-    rows, places = select_rows(logits, target, groups, batch=batch, offset=offset, own=states)
-    loss = linear_cross_entropy(rows, head.weight, places, bias=head.bias, ignore_index=ignored, reduction=reduction)
+    rows, places = select_rows(logits, target, groups, batch=batch, offset=offset, own=unread.states)
+    with torch.autocast(logits.device.type, enabled=False):
+        loss = linear_cross_entropy(
+            rows, unread.weight, places, bias=unread.bias, ignore_index=ignored, reduction=reduction
+        )
     if reduction == "sum":
         loss = loss * ((target != ignored).sum() / (places != ignored).sum().clamp_min(1))
     return loss
@@ -161,7 +164,7 @@ def window_cross_entropy(
         groups: The groups of the batch with their rows of the network.
         batch: B, the size of the batch.
         offset: Row of the network that the first loss row of a sample comes from.
-        own: As in ``select_rows``.
+        own: Logits as in ``select_rows``; the loss is made in the type of ``logits``.
         reduction: ``"mean"`` is the mean over the windows' rows. ``"sum"`` and ``"none"`` are scaled by all rows /
             window rows, so that the caller's own division by the number of rows gives that mean; rows of
             ``ignore_index`` count in neither. ``"none"`` has zeros elsewhere.
@@ -171,6 +174,7 @@ def window_cross_entropy(
         A scalar, or losses shaped like ``target`` for ``"none"``.
     """
     own_logits, own_target = select_rows(logits, target, groups, batch=batch, offset=offset, own=own)
+    own_logits = own_logits.to(logits.dtype)
     if reduction == "mean":
         return F.cross_entropy(own_logits, own_target, reduction="mean", **options)
     ignored = options.get("ignore_index", -100)

@@ -53,11 +53,10 @@ def mean_continuity(output: WindowOutput, norm: ContinuityNorm, lag: int = 1) ->
 
 
 def _depends(logits: torch.Tensor, output: WindowOutput) -> bool:
-    if not logits.requires_grad:
+    if not (logits.requires_grad and output.states.requires_grad):
         return False
-    states = [part for part in output.hidden if part.requires_grad]
-    gradients = torch.autograd.grad(logits.sum(), states, retain_graph=True, allow_unused=True)
-    return any(gradient is not None for gradient in gradients)
+    (gradient,) = torch.autograd.grad(logits.sum(), output.states, retain_graph=True, allow_unused=True)
+    return gradient is not None
 
 
 def _is_placeholder(logits: torch.Tensor, output: WindowOutput) -> bool:
@@ -79,13 +78,14 @@ class Injection:
         self.engine = engine
         self.call = trace.call
         self.loss_tail = trace.loss_tail
-        self._copied = trace.copies_head and not trace.views_head and engine.placeholder is not None
+        self._copied = trace.copies_head and engine.placeholder is not None
         self._placeholders: list[torch.Tensor] = []
         self.continuity = continuity
         self.by_group = by_group
         self._progress = 0.0
         self._calls = 0
         self._first = True
+        self._sizes: tuple[int, int] | None = None
         self._report: StepReport | None = None
 
     def run(
@@ -125,7 +125,7 @@ class Injection:
 
     def _copy(self, function: Callable[..., Any], values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Stands in for copies: that of a placeholder is one number too."""
-        if not any(values._base is placeholder for placeholder in self._placeholders):
+        if torch.compiler.is_compiling() or not any(values._base is known for known in self._placeholders):
             return function(values, *args, **kwargs)
         number = function(values[(0,) * values.ndim], *args, **kwargs)
         self._placeholders.append(number)
@@ -150,7 +150,9 @@ class Injection:
         if output is None:
             raise RuntimeError("the network's cross-entropy was met before the network's head had run")
         options = dict(zip(_OPTIONS, args, strict=False)) | kwargs
-        offset = output.rows - self.loss_tail - target.numel() // output.batch
+        length = target.numel() // output.batch
+        self._check_rows(output, length)
+        offset = output.rows - self.loss_tail - length
         loss = self._loss(output, logits, target, offset=offset, options=options)
         # A loss that the caller divides by the number of its targets gets the continuity of as many.
         scale: torch.Tensor | float = 1.0
@@ -160,19 +162,30 @@ class Injection:
             mean = mean.sum() / counted
             scale = counted if options["reduction"] == "sum" else 1.0
         weight = self.continuity.at(self._progress)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
+        with torch.set_grad_enabled(torch.is_grad_enabled() if weight else False):
             continuity = mean_continuity(output, self.continuity.norm, self.continuity.lag)
         losses: tuple[tuple[Window, torch.Tensor], ...] = ()
         if self.by_group:
-            head, own = (None, output.logits) if output.unread is None else (self.engine.linear_head, output.hidden)
+            own = output.logits if output.unread is None else output.hidden
             rows = select_rows(logits, target, output.groups, batch=output.batch, offset=offset, own=own)
-            values = group_losses(*rows, output.groups, head=head)
+            values = group_losses(*rows, output.groups, unread=output.unread)
             losses = tuple((group.window, value) for group, value in zip(output.groups, values, strict=True))
         start = sum(g.window.start * (g.samples.stop - g.samples.start) for g in output.groups) / output.batch
         self._report = StepReport(mean.detach(), continuity.detach(), start, losses)
         if not weight:
             return loss
         return loss + scale * self._factor(weight, mean, continuity, output) * continuity
+
+    def _check_rows(self, output: WindowOutput, length: int) -> None:
+        """Refuses logits of other rows than the first batch showed; a placeholder does not tell by itself."""
+        if self._sizes is None:
+            self._sizes = (output.rows, length)
+        rows, first = self._sizes
+        if output.is_placeholder and length not in (first, first + output.rows - rows):
+            raise RuntimeError(
+                f"F.cross_entropy was given {first} of {rows} rows of the network on the first batch, and {length} of "
+                f"{output.rows} now; take no rows out before the loss, use ignore_index"
+            )
 
     def _loss(
         self, output: WindowOutput, logits: torch.Tensor, target: torch.Tensor, *, offset: int, options: dict[str, Any]
@@ -186,14 +199,13 @@ class Injection:
         groups = output.groups
         places: dict[str, Any] = {"batch": output.batch, "offset": offset}
         whole = len(groups) == 1 and len(groups[0].window) == self.engine.tokens
-        if output.unread is not None:
-            assert self.engine.linear_head is not None
-            states = output.unread
-            if whole and states[0].shape[1] == output.rows:  # the plain loss may cover more rows than the tokens'
+        unread = output.unread
+        if unread is not None:
+            if whole and unread.states[0].shape[1] == output.rows:  # the plain loss may cover rows beside the tokens'
                 rows = slice(offset, offset + target.numel() // output.batch)
                 groups = (replace(groups[0], loss_start=rows.start, stop=rows.stop),)
-                states = (states[0][:, rows],)
-            return head_cross_entropy(self.engine.linear_head, states, logits, target, groups, **places, **options)
+                unread = replace(unread, states=(unread.states[0][:, rows],))
+            return head_cross_entropy(unread, logits, target, groups, **places, **options)
         if whole and not output.is_placeholder:
             return F.cross_entropy(logits, target, **options)  # the plain call itself, bit for bit
         return window_cross_entropy(logits, target, groups, **places, own=output.logits, **options)
@@ -204,5 +216,5 @@ class Injection:
         """The term's factor; where it is balanced, the one that gives its gradient the wanted norm."""
         if not self.continuity.balanced or not loss.requires_grad:
             return weight
-        wanted = weight * gradient_norm(loss, output.hidden)
-        return wanted / gradient_norm(continuity, output.hidden).clamp_min(1e-12)
+        wanted = weight * gradient_norm(loss, [output.states])
+        return wanted / gradient_norm(continuity, [output.states]).clamp_min(1e-12)

@@ -66,6 +66,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @override
     def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "a cross-entropy whose logits are made in chunks has no second derivative, which create_graph=True "
+                "asks for; set ReCoCallback(chunked_loss=False)"
+            )
         of_states, of_weight, of_bias = ctx.saved_tensors
         return (
             None if of_states is None else of_states * scale.to(of_states.dtype),
@@ -102,7 +107,7 @@ def linear_cross_entropy(
         chunk_elements: Logits that may exist at a time, 1 or more; one row is always made.
 
     Returns:
-        The loss, a scalar, nats.
+        The loss, a scalar, nats; a gradient that is asked for with ``create_graph=True`` is a RuntimeError.
 
     Example:
         >>> round(linear_cross_entropy(torch.zeros(2, 4), torch.zeros(8, 4), torch.tensor([1, 7])).item(), 4)

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -369,3 +370,131 @@ def test_the_module_needs_no_logits_elsewhere(chunks):
     weights_after(build(Measured), ReCoCallback(sampler()))
     assert chunks
     assert all(value != value for value in seen[-2:])
+
+
+class Later(Own):
+    """A step that is another from the second batch on."""
+
+    def change(self, logits, ids):
+        return logits, ids
+
+    def training_step(self, batch, batch_idx):
+        ids = batch[0]
+        logits, ids = self.net(ids[:, :-1]), ids[:, 1:]
+        if self.trainer.global_step:
+            logits, ids = self.change(logits, ids)
+        return F.cross_entropy(logits.flatten(0, 1), ids.flatten())
+
+
+def test_a_step_that_takes_other_rows_later_is_refused():
+    def change(module, logits, ids):
+        return logits[:, :-3], ids[:, :-3]
+
+    module = build(type("Module", (Later,), {"change": change}))
+    with pytest.raises(RuntimeError, match=r"given 29 of 29 rows .* and 26 of 29 now"):
+        weights_after(module, ReCoCallback(sampler()))
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_another_loss_of_the_logits_is_refused(chunked):
+    class Penalised(Own):
+        def training_step(self, batch, batch_idx):
+            ids = batch[0]
+            logits = self.net(ids[:, :-1])
+            penalty = logits.logsumexp(dim=-1).square().mean()
+            return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()) + penalty
+
+    module = build(Penalised)
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(MisconfigurationException, match=r"another loss of the logits .* under torch\.no_grad\(\)"):
+        weights_after(module, ReCoCallback(sampler(), chunked_loss=chunked))
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_a_head_with_other_weights_for_one_call(chunks):
+    """``functional_call`` puts the module's own weights back before the loss is met."""
+
+    class Halved(Own):
+        def training_step(self, batch, batch_idx):
+            ids = batch[0]
+            weights = {name: value * 0.5 for name, value in self.net.named_parameters()}
+            logits = torch.func.functional_call(self.net, weights, (ids[:, :-1],))
+            return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+
+    assert_same_training(build(Halved), partial(ReCoCallback, sampler()), chunks)
+
+
+@pytest.mark.parametrize("head_under_autocast", [True, False])
+def test_the_head_multiplies_in_the_type_of_its_own_call(head_under_autocast, chunks, monkeypatch):
+    """Not in that of autocast where the loss is computed."""
+
+    class Module(Own):
+        def training_step(self, batch, batch_idx):
+            ids = batch[0]
+            with torch.autocast("cpu", torch.bfloat16, enabled=head_under_autocast):
+                logits = self.net(ids[:, :-1])
+            with torch.autocast("cpu", torch.bfloat16, enabled=not head_under_autocast):
+                return F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
+
+    seen = set()
+    small = reco_lightning.cross_entropy.linear_cross_entropy
+
+    def watched(states, weight, *args, **kwargs):
+        seen.update((states.dtype, weight.dtype, torch.is_autocast_enabled("cpu")))
+        return small(states, weight, *args, **kwargs)
+
+    monkeypatch.setattr(reco_lightning.cross_entropy, "linear_cross_entropy", watched)
+    assert_same_training(build(Module), partial(ReCoCallback, sampler()), chunks, atol=2e-3)
+    assert seen == {torch.bfloat16 if head_under_autocast else torch.float32, False}
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_a_balanced_term_on_a_whole_window(chunked):
+    module = build(Own)
+    before = copy.deepcopy(module.state_dict())
+    callback = ReCoCallback(sampler(window_blocks=BLOCKS), continuity_balanced=True, chunked_loss=chunked)
+    assert any(not torch.equal(value, before[name]) for name, value in weights_after(module, callback).items())
+
+
+def test_a_copy_that_is_none_in_the_plain_step_is_none_of_a_placeholder(chunks):
+    class Whole(Own):
+        def training_step(self, batch, batch_idx):
+            ids = batch[0]
+            logits = self.net(ids[:, :-1]).contiguous()
+            return F.cross_entropy(logits.view(-1, VOCAB), ids[:, 1:].flatten())
+
+    assert_same_training(build(Whole), partial(ReCoCallback, sampler()), chunks)
+
+
+def test_copies_are_made_before_the_loss_where_all_logits_are(chunks):
+    """In the type that the caller asked for."""
+    seen = []
+
+    class Module(Own):
+        def training_step(self, batch, batch_idx):
+            ids = batch[0]
+            logits = self.net(ids[:, :-1]).float()
+            loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), label_smoothing=0.1)
+            seen.append(loss.dtype)
+            return loss
+
+    weights_after(build(Module), ReCoCallback(sampler(), continuity_weight=0.0), precision="bf16-true")
+    assert not chunks
+    assert set(seen) == {torch.float32}
+
+
+def test_a_loss_under_checkpoint_is_refused():
+    class Module(Own):
+        def training_step(self, batch, batch_idx):
+            ids = batch[0]
+            states = self.net.wte(ids[:, :-1])
+            for layer in self.net.h:
+                states = layer(states)
+
+            def loss(states):
+                return F.cross_entropy(self.net.lm_head(states).flatten(0, 1), ids[:, 1:].flatten())
+
+            return torch.utils.checkpoint.checkpoint(loss, states, use_reentrant=False)
+
+    with pytest.raises(MisconfigurationException, match=r"cross_entropy runs under torch\.utils"):
+        weights_after(build(Module), ReCoCallback(sampler()))

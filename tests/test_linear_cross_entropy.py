@@ -65,6 +65,14 @@ def test_a_graph_can_be_walked_twice():
     assert torch.equal(first, second)
 
 
+def test_a_second_derivative_is_refused():
+    """A gradient made beside the loss depends on nothing: a penalty on it would train nothing."""
+    states, weight, _, target = parts(bias=False)
+    loss = linear_cross_entropy(states, weight, target)
+    with pytest.raises(RuntimeError, match=r"no second derivative.*chunked_loss=False"):
+        torch.autograd.grad(loss, states, create_graph=True)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_makes_products_in_half_and_the_loss_in_float(dtype):
     states, weight, shift, target = parts(torch.float32)

@@ -16,7 +16,7 @@ from torch import nn
 
 from reco_lightning.windows import Window
 
-__all__ = ["Context", "Engine", "Group", "WindowOutput", "split_batch"]
+__all__ = ["Context", "Engine", "Group", "Unread", "WindowOutput", "split_batch"]
 
 Context = Literal["frozen", "keys", "attached", "dropped"]
 
@@ -41,6 +41,21 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Unread:
+    """What logits are to be made of: a linear head as it was called, all in the type in which it multiplies.
+
+    Args:
+        states: For each group the states (B_g, rows, D); all T rows where the one window is the whole sequence.
+        weight: The head's weight, (V, D).
+        bias: The head's bias, (V,).
+    """
+
+    states: tuple[torch.Tensor, ...]
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+
+@dataclass(frozen=True)
 class WindowOutput:
     """What a windowed run of the network leaves behind.
 
@@ -49,17 +64,18 @@ class WindowOutput:
         hidden: For each group the states that the head read, (B_g, rows, D), rows being ``loss_start ... stop``.
         rows: T, the length of the network's sequence.
         batch: B, the size of the batch.
+        states: What the head was called with, all groups' in one.
         logits: For each group its logits (B_g, rows, V), where the network's output is a placeholder.
-        unread: For each group the states (B_g, rows, D) that logits are to be made of, where the output is a
-            placeholder and the loss makes them; all T rows where the one window is the whole sequence.
+        unread: What the loss makes the logits of, where it does and the network's output is a placeholder.
     """
 
     groups: tuple[Group, ...]
     hidden: tuple[torch.Tensor, ...]
     rows: int
     batch: int
+    states: torch.Tensor
     logits: tuple[torch.Tensor, ...] | None = None
-    unread: tuple[torch.Tensor, ...] | None = None
+    unread: Unread | None = None
 
     @property
     def is_placeholder(self) -> bool:

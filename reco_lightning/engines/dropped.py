@@ -99,7 +99,7 @@ class DroppedEngine(PatchedEngine):
             return original(*args, **kwargs)
         states = take_hidden(args, kwargs)
         states = states[:, -max(group.stop - group.loss_start for group in run.groups) :]
-        run.hidden = tuple(states[group.samples] for group in run.groups)
+        run.states, run.hidden = states, tuple(states[group.samples] for group in run.groups)
         shape = torch.Size((run.batch, run.rows))
         if self._leaves_logits(states, run, run.hidden):
             return self._expanded(shape)

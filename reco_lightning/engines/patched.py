@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reco_lightning.engines.base import Group, WindowOutput, split_batch
+from reco_lightning.engines.base import Group, Unread, WindowOutput, split_batch
 from reco_lightning.engines.interception import PatchedMethod
 from reco_lightning.engines.slicing import pack, take_hidden
 from reco_lightning.windows import Window
@@ -53,7 +53,8 @@ class Run:
         rows: T, the length of the network's sequence.
         batch: B, the size of the batch.
         whole: Whether the one window is the whole sequence: the plain forward is run then.
-        hidden: What the head read of each group, once it has run.
+        states: What the head was called with, once it was.
+        hidden: What it read of each group.
         logits: What it made of it, where the network returns a placeholder.
         unread: What it is to read, where the loss makes the logits.
     """
@@ -62,9 +63,10 @@ class Run:
     rows: int
     batch: int
     whole: bool
-    hidden: tuple[torch.Tensor, ...] | None = None
+    states: torch.Tensor | None = None
+    hidden: tuple[torch.Tensor, ...] = ()
     logits: tuple[torch.Tensor, ...] | None = None
-    unread: tuple[torch.Tensor, ...] | None = None
+    unread: Unread | None = None
 
 
 class PatchedEngine:
@@ -127,9 +129,9 @@ class PatchedEngine:
     def output(self) -> WindowOutput | None:
         """Groups and states of the last armed forward."""
         run = self._run
-        if run is None or run.hidden is None:
+        if run is None or run.states is None:
             return None
-        return WindowOutput(run.groups, run.hidden, run.rows, run.batch, run.logits, run.unread)
+        return WindowOutput(run.groups, run.hidden, run.rows, run.batch, run.states, run.logits, run.unread)
 
     @property
     def _other_rows(self) -> float:
@@ -156,7 +158,7 @@ class PatchedEngine:
             return original(*args, **kwargs)
         rows = states.flatten(1, -2)
         windows = [rows[group.samples, group.loss_start : group.stop] for group in run.groups]
-        run.hidden = tuple(windows)
+        run.states, run.hidden = states, tuple(windows)
         # of a window that is the whole sequence the loss may cover other rows too
         if self._leaves_logits(states, run, [rows] if run.whole else windows):
             return self._expanded(states.shape[:-1])
@@ -169,11 +171,14 @@ class PatchedEngine:
         run.unread = None
         if self.linear_head is None or self.placeholder is None or self._inference:
             return False
-        device = states.device.type
+        device, dtype = states.device.type, self.placeholder.dtype
         autocast = torch.is_autocast_enabled(device)
-        if (torch.get_autocast_dtype(device) if autocast else states.dtype) != self.placeholder.dtype:
+        if (torch.get_autocast_dtype(device) if autocast else states.dtype) != dtype:
             return False
-        run.unread = tuple(unread)
+        # taken here: until the loss is met autocast may end, and torch.func.functional_call put other weights back
+        weight, bias = self.linear_head.weight, self.linear_head.bias
+        states_of_groups = tuple(part.to(dtype) for part in unread)
+        run.unread = Unread(states_of_groups, weight.to(dtype), None if bias is None else bias.to(dtype))
         return True
 
     def _expanded(self, shape: torch.Size) -> torch.Tensor:

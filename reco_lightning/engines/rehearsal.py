@@ -16,6 +16,7 @@ from torch import nn
 
 from reco_lightning.cross_entropy import loss_rows
 from reco_lightning.engines.attention_watch import AttentionWatch, under_checkpoint
+from reco_lightning.engines.graph import depends, is_copied, reaches_parameter
 from reco_lightning.engines.interception import PatchedMethod
 from reco_lightning.engines.sandbox import Sandbox, StepEndedError
 from reco_lightning.engines.slicing import checkpoints_itself, map_hidden, take_hidden
@@ -123,14 +124,6 @@ class _Stack:
     unmasked: bool = False
 
 
-_COPIES = frozenset(
-    f"{name}Backward{number}"
-    for name in ("Alias", "Clone", "Permute", "ReshapeAlias", "Slice", "ToCopy", "Transpose", "UnsafeView", "View")
-    for number in range(2)
-)
-"""What autograd calls the steps from a tensor to a copy or a view of it."""
-
-
 @dataclass
 class _Record:
     stack: _Stack
@@ -147,12 +140,7 @@ class _Record:
 
     def is_copied_in(self, logits: torch.Tensor) -> bool:
         """Whether logits are the module's output as it left it, or copies and views of that."""
-        node = logits.grad_fn
-        while node is not None and node != self.output.grad_fn:
-            if node.name() not in _COPIES:
-                return False
-            node = node.next_functions[0][0]
-        return node is not None and self.output._version == self.version and logits.device == self.output.device
+        return self.output._version == self.version and is_copied(logits, self.output)
 
 
 class _Recorder:
@@ -227,7 +215,7 @@ class _Recorder:
         """Stands in for ``F.cross_entropy`` during the rehearsal; the step goes on, in search of a second one."""
         call = self.losses
         self.losses += 1
-        reached = [record for record in self.records if logits.requires_grad and _depends(logits, record.output)]
+        reached = [record for record in self.records if logits.requires_grad and depends(logits, record.output)]
         if reached and self.trace is not None:
             self._refuse_second(reached, logits)
         elif reached:
@@ -270,6 +258,12 @@ class _Recorder:
     ) -> None:
         stack = reached[-1].stack
         assert stack.shape is not None
+        if under_checkpoint():
+            self.problems.append(
+                "F.cross_entropy runs under torch.utils.checkpoint, whose recomputation would be the plain step's; "
+                "take head and loss out of it: windows save that memory too"
+            )
+            return
         if stack.calls != list(range(len(stack.blocks))):
             stack.problem = f"its blocks were called in the order {stack.calls[:9]}, and not once each"
         if stack.problem:
@@ -350,7 +344,7 @@ class _Recorder:
             recomputed=stack.recomputed,
             recomputes_parts=stack.recomputes_parts and not any(map(checkpoints_itself, stack.blocks)),
             unmasked=stack.unmasked,
-            learns_behind_head=_reaches_parameter(logits, head.output),
+            learns_behind_head=reaches_parameter(logits, head.output),
             views_head=head.is_seen_in(logits),
             copies_head=head.is_copied_in(logits),
             head_type=head.output.dtype,
@@ -381,26 +375,6 @@ def _classes(logits: torch.Tensor) -> int:
 
 def _holds(outer: str, inner: str) -> bool:
     return inner == outer or inner.startswith(f"{outer}.")
-
-
-def _depends(output: torch.Tensor, source: torch.Tensor) -> bool:
-    (gradient,) = torch.autograd.grad(output.flatten()[:1].sum(), source, retain_graph=True, allow_unused=True)
-    return gradient is not None
-
-
-def _reaches_parameter(output: torch.Tensor, source: torch.Tensor) -> bool:
-    """Whether the way from ``output`` back to ``source`` meets a parameter."""
-    waiting, seen = [output.grad_fn], {source.grad_fn, None}
-    while waiting:
-        node = waiting.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        assert node is not None
-        if hasattr(node, "variable"):  # a leaf of the graph
-            return True
-        waiting.extend(following for following, _ in node.next_functions)
-    return False
 
 
 def _places(logits: torch.Tensor, source: torch.Tensor, batch: int, length: int) -> list[tuple[int, int, int]]:
