@@ -83,16 +83,17 @@ def generate(
     check_whole(n=n, given_frames=given_frames, batch_size=batch_size)
     check_whole(label=label, or_none=True)
     check_switch(bf16=bf16)
-    check_sampling(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        cfg_scale=cfg_scale,
-        seed=seed,
-        length=length,
-        window_blocks=window_blocks,
-        context_blocks=context_blocks,
-    )
+    options: dict[str, Any] = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "cfg_scale": cfg_scale,
+        "seed": seed,
+        "length": length,
+        "window_blocks": window_blocks,
+        "context_blocks": context_blocks,
+    }
+    check_sampling(**options)
     for name, value in (("n", n), ("given_frames", given_frames), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be 1 or more, got {value}")
@@ -121,17 +122,10 @@ def generate(
             n,
             condition=label,
             first_tokens=first_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            cfg_scale=cfg_scale,
-            seed=seed,
-            length=length,
-            window_blocks=window_blocks,
-            context_blocks=context_blocks,
             batch_size=batch_size,
             compile=compile,
             progress=lambda done, total: _show(bar, done, total),
+            **options,
         )
     np.save(folder / "tokens.npy", ids.view(n, -1, *network.grid[1:]).cpu().numpy())  # (n, L, h, w)
     if decoder is None:

@@ -116,16 +116,19 @@ class EvaluateVideos(pl.Callback):
         check_whole(first_blocks=first_blocks)
         check_switch(flow=flow)
         fvd_protocol(protocol)
-        check_sampling(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            cfg_scale=cfg_scale,
-            seed=seed,
-            length=length,
-            window_blocks=window_blocks,
-            context_blocks=context_blocks,
-        )
+        self.options: dict[str, Any] = {
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "cfg_scale": cfg_scale,
+            "seed": seed,
+        }
+        self.blocks: dict[str, Any] = {
+            "length": length,
+            "window_blocks": window_blocks,
+            "context_blocks": context_blocks,
+        }
+        check_sampling(**self.options, **self.blocks)
         if n is not None and n < 2:
             raise ValueError(f"n must be 2 clips or more, or None for all, got {n}")
         if first_blocks < 0:
@@ -143,18 +146,6 @@ class EvaluateVideos(pl.Callback):
         self.clip = clip
         self.flow = flow
         self.first_blocks = first_blocks
-        self.options: dict[str, Any] = {
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "cfg_scale": cfg_scale,
-            "seed": seed,
-        }
-        self.blocks: dict[str, Any] = {
-            "length": length,
-            "window_blocks": window_blocks,
-            "context_blocks": context_blocks,
-        }
         self._decoder: VideoTokenizer | None = None
         self._real: RealClips
         self._metrics: dict[str, Metric] = {}

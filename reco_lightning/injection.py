@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from reco_lightning.continuity import Continuity, ContinuityNorm, continuity_loss, gradient_norm
 from reco_lightning.cross_entropy import group_losses, head_cross_entropy, select_rows, window_cross_entropy
 from reco_lightning.engines.base import Engine, WindowOutput
+from reco_lightning.engines.graph import depends
 from reco_lightning.engines.interception import FunctionTap
 from reco_lightning.engines.rehearsal import Trace
 from reco_lightning.windows import Window
@@ -53,10 +54,7 @@ def mean_continuity(output: WindowOutput, norm: ContinuityNorm, lag: int = 1) ->
 
 
 def _depends(logits: torch.Tensor, output: WindowOutput) -> bool:
-    if not (logits.requires_grad and output.states.requires_grad):
-        return False
-    (gradient,) = torch.autograd.grad(logits.sum(), output.states, retain_graph=True, allow_unused=True)
-    return gradient is not None
+    return logits.requires_grad and output.states.requires_grad and depends(logits, output.states)
 
 
 def _is_placeholder(logits: torch.Tensor, output: WindowOutput) -> bool:

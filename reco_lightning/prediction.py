@@ -89,20 +89,6 @@ class GenerationRequests(pl.LightningDataModule):
             raise ValueError(f"labels must be 0 or more, got {labels!r}")
         if labels is not None and prefix is not None:
             raise ValueError(f"prefix must be None where labels are given, got {prefix!r}; a network takes one of them")
-        check_sampling(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            cfg_scale=cfg_scale,
-            seed=seed,
-            length=length,
-            window_blocks=window_blocks,
-            context_blocks=context_blocks,
-        )
-        self.n, self.batch_size = n, batch_size
-        self.labels = None if labels is None else torch.tensor(list(labels))
-        self.prefix = None if prefix is None else _read_ids("prefix", prefix, n)
-        self.first_tokens = None if first_tokens is None else _read_ids("first_tokens", first_tokens, n)
         self.options: dict[str, Any] = {
             "temperature": temperature,
             "top_k": top_k,
@@ -113,6 +99,11 @@ class GenerationRequests(pl.LightningDataModule):
             "window_blocks": window_blocks,
             "context_blocks": context_blocks,
         }
+        check_sampling(**self.options)
+        self.n, self.batch_size = n, batch_size
+        self.labels = None if labels is None else torch.tensor(list(labels))
+        self.prefix = None if prefix is None else _read_ids("prefix", prefix, n)
+        self.first_tokens = None if first_tokens is None else _read_ids("first_tokens", first_tokens, n)
 
     @override
     def predict_dataloader(self) -> DataLoader[Any]:

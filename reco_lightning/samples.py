@@ -87,22 +87,7 @@ class SampleVideos(pl.Callback):
         for name, value in (("every_n_epochs", every_n_epochs), ("every_n_steps", every_n_steps), ("n", n)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}")
-        check_sampling(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            cfg_scale=cfg_scale,
-            seed=seed,
-            length=length,
-            window_blocks=window_blocks,
-        )
-        self.tokenizer = tokenizer
-        self.every_n_epochs = every_n_epochs
-        self.every_n_steps = every_n_steps
-        self.n = n
-        self.fps = fps
-        self.options: dict[str, Any] = {
-            "condition": label,
+        sampling: dict[str, Any] = {
             "length": length,
             "window_blocks": window_blocks,
             "temperature": temperature,
@@ -111,6 +96,13 @@ class SampleVideos(pl.Callback):
             "cfg_scale": cfg_scale,
             "seed": seed,
         }
+        check_sampling(**sampling)
+        self.tokenizer = tokenizer
+        self.every_n_epochs = every_n_epochs
+        self.every_n_steps = every_n_steps
+        self.n = n
+        self.fps = fps
+        self.options: dict[str, Any] = {"condition": label, **sampling}
         self._decoder: VideoTokenizer | None = None
         self._last_step = 0
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
-from torch import nn
 
 from reco_lightning.windows import Window
 
@@ -90,13 +89,12 @@ class Engine(Protocol):
     all other rows, so that a wrong alignment cannot pass unseen; zeros, except in a proof, where parameters behind the
     head would get NaN gradients from them. Where the loss reads the head's output as it is, a training forward returns
     one NaN, expanded to (B, T, V) without memory, and leaves the windows' logits in ``output``, or, where
-    ``linear_head`` is set, what they are to be made of. Unarmed, the network is exactly what it was.
+    the loss makes them, what they are made of. Unarmed, the network is exactly what it was.
     """
 
     name: str
     tokens: int
     placeholder: torch.Tensor | None
-    linear_head: nn.Linear | None
 
     def install(self) -> None:
         """Puts the engine into the network, reversibly."""

@@ -101,6 +101,7 @@ class DroppedEngine(PatchedEngine):
         states = states[:, -max(group.stop - group.loss_start for group in run.groups) :]
         run.states, run.hidden = states, tuple(states[group.samples] for group in run.groups)
         shape = torch.Size((run.batch, run.rows))
-        if self._leaves_logits(states, run, run.hidden):
-            return self._expanded(shape)
+        placeholder = self._defer(run, states, run.hidden, shape)
+        if placeholder is not None:
+            return placeholder
         return self._leave(original(states), run, shape)

@@ -160,31 +160,29 @@ class PatchedEngine:
         windows = [rows[group.samples, group.loss_start : group.stop] for group in run.groups]
         run.states, run.hidden = states, tuple(windows)
         # of a window that is the whole sequence the loss may cover other rows too
-        if self._leaves_logits(states, run, [rows] if run.whole else windows):
-            return self._expanded(states.shape[:-1])
+        placeholder = self._defer(run, states, [rows] if run.whole else windows, states.shape[:-1])
+        if placeholder is not None:
+            return placeholder
         if run.whole:
             return original(*args, **kwargs)
         return self._leave(original(pack(windows)), run, states.shape[:-1])
 
-    def _leaves_logits(self, states: torch.Tensor, run: Run, unread: Sequence[torch.Tensor]) -> bool:
-        """Whether the loss makes the logits of these states."""
+    def _defer(
+        self, run: Run, states: torch.Tensor, unread: Sequence[torch.Tensor], shape: torch.Size
+    ) -> torch.Tensor | None:
+        """What the network returns where the loss makes the logits of these states; ``None`` where it does not."""
         run.unread = None
-        if self.linear_head is None or self.placeholder is None or self._inference:
-            return False
-        device, dtype = states.device.type, self.placeholder.dtype
+        head, placeholder = self.linear_head, self.placeholder
+        if head is None or placeholder is None or self._inference:
+            return None
+        device, dtype = states.device.type, placeholder.dtype
         autocast = torch.is_autocast_enabled(device)
         if (torch.get_autocast_dtype(device) if autocast else states.dtype) != dtype:
-            return False
+            return None
         # taken here: until the loss is met autocast may end, and torch.func.functional_call put other weights back
-        weight, bias = self.linear_head.weight, self.linear_head.bias
-        states_of_groups = tuple(part.to(dtype) for part in unread)
-        run.unread = Unread(states_of_groups, weight.to(dtype), None if bias is None else bias.to(dtype))
-        return True
-
-    def _expanded(self, shape: torch.Size) -> torch.Tensor:
-        assert self.placeholder is not None
-        assert self.linear_head is not None
-        return self.placeholder.expand(*shape, self.linear_head.out_features)
+        bias = None if head.bias is None else head.bias.to(dtype)
+        run.unread = Unread(tuple(part.to(dtype) for part in unread), head.weight.to(dtype), bias)
+        return placeholder.expand(*shape, head.out_features)
 
     def _leave(self, packed: torch.Tensor, run: Run, shape: torch.Size) -> torch.Tensor:
         """What the network returns, given the windows' logits packed (B, R, V): of that shape and V."""

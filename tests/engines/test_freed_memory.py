@@ -25,23 +25,7 @@ def build(recomputes):
     return module
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"context": "keys"},
-        {"context": "attached"},
-        {"context": "dropped"},
-        {"engine": "prefix"},
-        {"engine": "masked"},
-        {"windows_per_batch": 2},
-        {"chunked_loss": False},
-        {"continuity_balanced": True},
-        {"loss_aware": 1.0},
-        {"recomputes": True},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("options", [*foreign.STEP_OPTIONS, {"recomputes": True}], ids=str)
 def test_no_tensor_is_left_to_the_collector(options):
     options = dict(options)
     module = build(options.pop("recomputes", False))

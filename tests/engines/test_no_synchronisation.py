@@ -37,22 +37,7 @@ def build():
     return foreign.ShiftedInput()
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"context": "keys"},
-        {"context": "attached"},
-        {"context": "dropped"},
-        {"engine": "prefix"},
-        {"engine": "masked"},
-        {"windows_per_batch": 2},
-        {"chunked_loss": False},
-        {"continuity_balanced": True},
-        {"loss_aware": 1.0},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("options", foreign.STEP_OPTIONS, ids=str)
 def test_a_step_runs_without_any_value(options):
     callback, module = ReCoCallback(WindowSampler(BLOCKS, PER_BLOCK), **options), build()
     ids = next(iter(foreign.batches()))[0]

@@ -14,6 +14,20 @@ from torch import nn
 VOCAB, BLOCKS, PER_BLOCK, DIM = 20, 5, 6, 32
 TOKENS = BLOCKS * PER_BLOCK
 
+STEP_OPTIONS = (
+    {},
+    {"context": "keys"},
+    {"context": "attached"},
+    {"context": "dropped"},
+    {"engine": "prefix"},
+    {"engine": "masked"},
+    {"windows_per_batch": 2},
+    {"chunked_loss": False},
+    {"continuity_balanced": True},
+    {"loss_aware": 1.0},
+)
+"""Options of the callback that make a step another one."""
+
 
 class SelfAttention(nn.Module):
     def __init__(self):
