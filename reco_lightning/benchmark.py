@@ -9,8 +9,8 @@ import itertools
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,13 @@ import torch.nn.functional as F
 from reco_lightning.callback import ReCoCallback
 from reco_lightning.checks import check_text, check_texts, check_whole
 from reco_lightning.engines.compiled import RecompileLimit
-from reco_lightning.explanation import explain
+from reco_lightning.explanation import Explanation, explain
 from reco_lightning.injection import Injection
 from reco_lightning.methods import load_method, method_names
 from reco_lightning.models.transformer import SIZES, VideoTransformer
 from reco_lightning.windows import Window, WindowSampler
 
-__all__ = ["METHODS", "Measurement", "check_measurement", "matrix_rate", "measure", "network_of_size"]
+__all__ = ["METHODS", "Measurement", "StepBenchmark", "check_measurement", "matrix_rate", "network_of_size"]
 
 METHODS = ("plain", "fewer-frames", "local-opt", "reco")
 """Plain training, and the methods of ``recipes/method`` that are measured by default."""
@@ -113,10 +113,10 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, *, seconds: float = 1.
 
 
 def check_measurement(*, methods: Sequence[str], batch_size: int, steps: int, burn_in: int) -> None:
-    """Refuses what `measure` cannot measure.
+    """Refuses what `StepBenchmark` cannot measure.
 
     Args:
-        methods: As in `measure`, like all that follows.
+        methods: As in `StepBenchmark`, like all that follows.
         batch_size: 1 or more.
         steps: 1 or more.
         burn_in: 0 or more.
@@ -146,21 +146,8 @@ class _Step(pl.LightningModule):
         return F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
 
 
-def measure(
-    network: VideoTransformer,
-    size: str,
-    *,
-    methods: Sequence[str] = METHODS,
-    batch_size: int,
-    steps: int = 10,
-    burn_in: int = 3,
-    precision: torch.dtype = torch.float32,
-    compiled: bool = False,
-    rate: float,
-    device: torch.device,
-    progress: Callable[[str], object] = lambda text: None,
-) -> list[Measurement]:
-    """Measures training steps (forward, backward, AdamW) of several methods on one network.
+class StepBenchmark:
+    """Training steps (forward, backward, AdamW) of several methods on one network.
 
     Every kind of step (window) of a method is run by itself, all in turns, so that a machine that is busy for a while
     is so for all.
@@ -170,60 +157,94 @@ def measure(
         size: Its name in the result.
         methods: Names of packaged methods; ``plain`` has to be one of them, being what the others are compared with.
         batch_size: B, samples of a step.
-        steps: Measured steps of each kind, 1 or more.
-        burn_in: Steps of each kind before them.
         precision: float32, or bfloat16 by autocast.
         compiled: Whether the network runs under ``torch.compile``.
-        rate: Operations per second of matrix products, see ``matrix_rate``.
         device: Where to compute.
         progress: Called with what is being done.
 
-    Returns:
-        One measurement per method, in their order.
+    Attributes:
+        runs: For each method its kinds of steps.
 
     Raises:
         ValueError: If an argument is out of its range.
     """
-    check_measurement(methods=methods, batch_size=batch_size, steps=steps, burn_in=burn_in)
-    module = _Step(network).to(device).train()
-    tokens = torch.randint(network.vocab_size, (batch_size, network.num_tokens), device=device)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=device.type == "cuda")
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
-    if precision != torch.float32:
-        autocast = lambda: torch.autocast(device.type, precision)  # noqa: E731 - the other branch is a class
 
-    def step() -> torch.Tensor:
-        return module.training_step(tokens, 0)
+    def __init__(
+        self,
+        network: VideoTransformer,
+        size: str,
+        *,
+        methods: Sequence[str] = METHODS,
+        batch_size: int,
+        precision: torch.dtype = torch.float32,
+        compiled: bool = False,
+        device: torch.device,
+        progress: Callable[[str], object] = lambda text: None,
+    ) -> None:
+        check_measurement(methods=methods, batch_size=batch_size, steps=1, burn_in=0)
+        module = _Step(network).to(device).train()
+        tokens = torch.randint(network.vocab_size, (batch_size, network.num_tokens), device=device)
+        optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=device.type == "cuda")
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+        if precision != torch.float32:
+            autocast = lambda: torch.autocast(device.type, precision)  # noqa: E731 - the other branch is a class
 
-    costs, callbacks = {}, {}
-    for name in methods:
-        progress(f"{size}, {name}: counting operations")
-        callbacks[name] = _callback(name, network)
-        with autocast():
-            costs[name] = explain(module, tokens, callbacks[name])
-    if compiled:
-        network.compile()
-    limit = RecompileLimit()
-    kinds = {name: _kinds(callback) for name, callback in callbacks.items()}
-    limit.raise_by(sum(map(len, kinds.values())))
-    runs: dict[str, list[_Run]] = {}
-    try:
-        for name in methods:
+        def step() -> torch.Tensor:
+            return module.training_step(tokens, 0)
+
+        self.size = size
+        self.tokens = tokens.numel()
+        self.device = device
+        self.progress = progress
+        self.costs: dict[str, Explanation] = {}
+        self.runs: dict[str, list[Run]] = {}
+        callbacks = {name: _callback(name, network) for name in methods}
+        for name, callback in callbacks.items():
+            progress(f"{size}, {name}: counting operations")
             with autocast():
-                selection = callbacks[name].select(module, step)
-            injection = Injection(selection.engine, selection.trace, callbacks[name].continuity)
-            runs[name] = [_Run(step, injection, kind, optimizer, autocast) for kind in kinds[name]]
-            for run in runs[name]:
-                progress(f"{size}, {name}: {run.kind}, first steps")
-                for _ in range(burn_in):
-                    run.step()
-        for number in range(steps):
-            progress(f"{size}: step {number + 1} of {steps} of each kind")
-            for run in itertools.chain(*runs.values()):
-                run.measure(device)
-    finally:
-        limit.restore()
-    return _summarise(size, costs, runs, rate=rate, tokens=tokens.numel())
+                self.costs[name] = explain(module, tokens, callback)
+        if compiled:
+            network.compile()
+        for name, callback in callbacks.items():
+            with autocast():
+                selection = callback.select(module, step)
+            injection = Injection(selection.engine, selection.trace, callback.continuity)
+            self.runs[name] = [Run(step, injection, kind, optimizer, autocast) for kind in _kinds(callback)]
+
+    @contextmanager
+    def _room_to_compile(self) -> Iterator[None]:
+        limit = RecompileLimit()
+        limit.raise_by(sum(map(len, self.runs.values())))
+        try:
+            yield
+        finally:
+            limit.restore()
+
+    def warm_up(self, steps: int = 3) -> None:
+        """Runs steps of each kind that are not measured; under ``torch.compile`` the first one compiles."""
+        with self._room_to_compile():
+            for name, runs in self.runs.items():
+                for run in runs:
+                    self.progress(f"{self.size}, {name}: {run.kind}, first steps")
+                    for _ in range(steps):
+                        run.step()
+
+    def measure(self, steps: int = 10, *, rate: float) -> list[Measurement]:
+        """Runs and measures steps.
+
+        Args:
+            steps: Steps of each kind, 1 or more.
+            rate: Operations per second of matrix products, see ``matrix_rate``.
+
+        Returns:
+            One measurement per method, in their order.
+        """
+        with self._room_to_compile():
+            for number in range(steps):
+                self.progress(f"{self.size}: step {number + 1} of {steps} of each kind")
+                for run in itertools.chain(*self.runs.values()):
+                    run.measure(self.device)
+        return _summarise(self.size, self.costs, self.runs, rate=rate, tokens=self.tokens)
 
 
 def _callback(name: str, network: VideoTransformer) -> ReCoCallback:
@@ -236,8 +257,14 @@ def _callback(name: str, network: VideoTransformer) -> ReCoCallback:
 
 
 @dataclass(frozen=True)
-class _Kind:
-    """One kind of step of a method, and its share of the method's steps."""
+class Kind:
+    """One kind of step of a method.
+
+    Args:
+        windows: One window per group of the batch.
+        attached: Tokens in front of each window that are trained through.
+        share: Of the method's steps.
+    """
 
     windows: tuple[Window, ...]
     attached: int
@@ -247,27 +274,39 @@ class _Kind:
         return "tokens " + ", ".join(f"{window.start}-{window.stop}" for window in self.windows)
 
 
-def _kinds(callback: ReCoCallback) -> list[_Kind]:
+def _kinds(callback: ReCoCallback) -> list[Kind]:
     """All kinds of steps; those with a window for each group of the batch by how often they are drawn."""
     if callback.windows_per_batch == 1:
-        return [_Kind((kind.window,), kind.attached, kind.probability) for kind in callback.step_kinds]
+        return [Kind((kind.window,), kind.attached, kind.probability) for kind in callback.step_kinds]
     draws = 2000
     drawn = Counter(
         # the order of the groups costs nothing
         tuple(sorted(callback.sampler.sample_groups(step, callback.windows_per_batch)))
         for step in range(draws)
     )
-    return [_Kind(windows, callback.attached_tokens, count / draws) for windows, count in drawn.items()]
+    return [Kind(windows, callback.attached_tokens, count / draws) for windows, count in drawn.items()]
 
 
-class _Run:
-    """Steps of one kind, and what was measured of them."""
+class Run:
+    """Steps of one kind, and what was measured of them.
+
+    Args:
+        training_step: Computes the plain loss.
+        injection: Runs it on windows.
+        kind: Which windows, and their share of the method's steps.
+        optimizer: Of the network.
+        autocast: Makes the context of the forward.
+
+    Attributes:
+        times: Seconds of each measured step.
+        peaks: Highest use of memory of each, bytes beyond what was in use before; empty where it cannot be told.
+    """
 
     def __init__(
         self,
         training_step: Callable[[], torch.Tensor],
         injection: Injection,
-        kind: _Kind,
+        kind: Kind,
         optimizer: torch.optim.Optimizer,
         autocast: Callable[[], AbstractContextManager[Any]],
     ) -> None:
@@ -303,6 +342,7 @@ class _Run:
 
     @property
     def spread(self) -> float:
+        """Half the distance between the quartiles of the times, relative to their median."""
         if len(self.times) < 4:
             return 0.0
         quartiles = statistics.quantiles(self.times, n=4)
@@ -310,7 +350,7 @@ class _Run:
 
 
 def _summarise(
-    size: str, costs: dict[str, Any], runs: dict[str, list[_Run]], *, rate: float, tokens: int
+    size: str, costs: dict[str, Explanation], runs: dict[str, list[Run]], *, rate: float, tokens: int
 ) -> list[Measurement]:
     found: list[Measurement] = []
     seconds: dict[str, float] = {}

@@ -12,11 +12,18 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from tqdm import tqdm
 
-from reco_lightning.benchmark import METHODS, Measurement, check_measurement, matrix_rate, measure, network_of_size
+from reco_lightning.benchmark import (
+    METHODS,
+    Measurement,
+    StepBenchmark,
+    check_measurement,
+    matrix_rate,
+    network_of_size,
+)
 from reco_lightning.checks import check_path, check_switch, check_texts
+from reco_lightning.devices import pick_device
 from reco_lightning.generation_benchmark import write_generation_speeds
 from reco_lightning.plots import COLOURS
-from reco_lightning.tokenize import pick_device
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,20 +103,19 @@ def benchmark(
     with tqdm(total=0, bar_format="{desc}") as line:
         for size in sizes:
             network = network_of_size(size, vocab_size=vocab_size, grid=grid)
-            found += measure(
+            steps_of_size = StepBenchmark(
                 network,
                 size,
                 methods=methods,
                 batch_size=batch_size,
-                steps=steps,
-                burn_in=burn_in,
                 precision=dtype,
                 compiled=compile,
-                rate=rate,
                 device=place,
                 progress=line.set_description_str,
             )
-            del network
+            steps_of_size.warm_up(burn_in)
+            found += steps_of_size.measure(steps, rate=rate)
+            del network, steps_of_size
     setting = {
         "device": torch.cuda.get_device_name(place) if place.type == "cuda" else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),

@@ -14,11 +14,11 @@ from tqdm import tqdm
 from reco_lightning.checkpoints import load_module
 from reco_lightning.checks import check_path, check_switch, check_whole
 from reco_lightning.decoding import decode_videos, encode_first_frames
+from reco_lightning.devices import pick_device
 from reco_lightning.draws import check_sampling
 from reco_lightning.generation import generate as sample
 from reco_lightning.media import check_fps, video_grid, write_video
 from reco_lightning.models.video_model import VideoModel
-from reco_lightning.tokenize import pick_device
 from reco_lightning.tokenizers.loading import load_tokenizer
 
 __all__ = ["generate"]

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.bias import CausalBias
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
+from reco_lightning.engines.attention import FLASH_ATTENTION
 from reco_lightning.engines.interception import FunctionTap
 
 __all__ = ["count_hidden_operations", "count_operations", "count_saved_bytes"]
@@ -67,6 +67,13 @@ def count_hidden_operations(loss: Callable[[], torch.Tensor]) -> int:
     """
     hidden = 0.0
 
+    def count(query: torch.Tensor, key: torch.Tensor, output: torch.Tensor, share: float) -> None:
+        nonlocal hidden
+        products = 2 * output.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + output.shape[-1])
+        # the backward pass has two products for each of the forward's, and a fused one makes the scores anew
+        backward = (2 if query.device.type == "cpu" else 2.5) if output.requires_grad else 0
+        hidden += share * products * (1 + backward)
+
     def attend(
         query: torch.Tensor,
         key: torch.Tensor,
@@ -76,24 +83,35 @@ def count_hidden_operations(loss: Callable[[], torch.Tensor]) -> int:
         is_causal: bool = False,
         **kwargs: Any,
     ) -> torch.Tensor:
-        nonlocal hidden
         output = scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **kwargs)
-        rows, keys = query.shape[-2], key.shape[-2]
-        share = 0.0
-        if is_causal or isinstance(attn_mask, CausalBias):
-            share = rows * (rows - 1) / 2 / (rows * keys)
-        elif attn_mask is not None:
+        share = _hidden_share(query, key) if is_causal else 0.0
+        if attn_mask is not None:
             closed = ~attn_mask if attn_mask.dtype == torch.bool else attn_mask == float("-inf")
             share = float(closed.double().mean())
-        products = 2 * output.shape[:-1].numel() * keys * (query.shape[-1] + value.shape[-1])
-        # the backward pass has two products for each of the forward's, and a fused one makes the scores anew
-        backward = (2 if query.device.type == "cpu" else 2.5) if output.requires_grad else 0
-        hidden += share * products * (1 + backward)
+        count(query, key, output, share)
         return output
 
-    with FunctionTap({scaled_dot_product_attention: attend}):
+    def attend_flash(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        outputs = FLASH_ATTENTION(query, key, value, dropout_p, is_causal, **kwargs)
+        count(query, key, outputs[0], _hidden_share(query, key) if is_causal else 0.0)
+        return outputs
+
+    with FunctionTap({scaled_dot_product_attention: attend, FLASH_ATTENTION: attend_flash}):
         loss()
     return round(hidden)
+
+
+def _hidden_share(query: torch.Tensor, key: torch.Tensor) -> float:
+    """Share of the pairs of rows that causal attention hides; the last query stands at the last key."""
+    rows = query.shape[-2]
+    return rows * (rows - 1) / 2 / (rows * key.shape[-2])
 
 
 def count_saved_bytes(loss: Callable[[], torch.Tensor], parameters: list[nn.Parameter]) -> int:
@@ -118,7 +136,7 @@ def count_saved_bytes(loss: Callable[[], torch.Tensor], parameters: list[nn.Para
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage
-        return tensor
+        return tensor.detach()  # an operation's output, kept as it is, would hold its own graph for ever
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss()

@@ -20,9 +20,9 @@ import torch
 
 from reco_lightning.benchmark import network_of_size
 from reco_lightning.checks import check_switch, check_whole
+from reco_lightning.devices import pick_device
 from reco_lightning.generation import generate
 from reco_lightning.models.transformer import VideoTransformer, rotary_table, rotate
-from reco_lightning.tokenize import pick_device
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM

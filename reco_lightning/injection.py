@@ -123,11 +123,18 @@ class Injection:
 
     def _copy(self, function: Callable[..., Any], values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Stands in for copies: that of a placeholder is one number too."""
-        if torch.compiler.is_compiling() or not any(values._base is known for known in self._placeholders):
+        if not self._is_known(values):
             return function(values, *args, **kwargs)
         number = function(values[(0,) * values.ndim], *args, **kwargs)
-        self._placeholders.append(number)
+        if not torch.compiler.is_compiling():
+            self._placeholders.append(number)
         return number.expand(values.shape)
+
+    def _is_known(self, values: torch.Tensor) -> bool:
+        """Whether a tensor is a view of a placeholder; a compiler, which knows no bases, is asked for its strides."""
+        if torch.compiler.is_compiling():
+            return values.ndim > 1 and not any(values.stride())
+        return any(values._base is known for known in self._placeholders)
 
     def cross_entropy(self, logits: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Stands in for ``F.cross_entropy`` during a step: the network's own call gives the windows'."""

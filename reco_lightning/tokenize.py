@@ -26,44 +26,16 @@ from reco_lightning.data.token_writer import ClipSource, TokenShardWriter, refus
 from reco_lightning.data.unfinished import UnfinishedTokens
 from reco_lightning.data.video import Resize, VideoError, fit_size
 from reco_lightning.data.video_folder import Clip, VideoFolder
+from reco_lightning.devices import pick_device
 from reco_lightning.encoding import ClipsToEncode, EncodeModule, PartsCallback, as_it_was
 from reco_lightning.stopping import StopOnSignal
 from reco_lightning.tokenizers.base import VideoTokenizer, fingerprint
 from reco_lightning.tokenizers.loading import load_tokenizer
 
-__all__ = ["pick_device", "tokenize_folder"]
+__all__ = ["tokenize_folder"]
 
 _UNFINISHED = ".unfinished"  # below the output
 _COPIED = 1024  # clips at a time, from the unfinished files to the shards
-
-
-def pick_device(device: str) -> torch.device:
-    """Device to compute on.
-
-    Args:
-        device: A torch device, or `auto`: CUDA, then Apple's MPS, then the CPU.
-
-    Raises:
-        ValueError: It is no such name, or this machine has no such device.
-
-    Example:
-        >>> pick_device("cpu")
-        device(type='cpu')
-    """
-    if device != "auto":
-        try:
-            place = torch.device(device)
-        except (RuntimeError, TypeError) as error:
-            raise ValueError(f"device must be auto, cpu, cuda, cuda:1 and so on, got {device!r}") from error
-        found = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "meta": 0}
-        if (place.index or 0) >= found.get(place.type, 1 + (place.index or 0)):
-            raise ValueError(
-                f"device must be one of this machine, got {device!r} where it has {found[place.type]} of that type"
-            )
-        return place
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def tokenize_folder(

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from reco_lightning.cost import count_hidden_operations, count_operations, count_saved_bytes
+from reco_lightning.planning import StepTracker
 
 B, T, D = 2, 6, 4
 
@@ -103,6 +106,15 @@ def test_an_output_saved_for_its_own_gradient_counts():
         return layer(x).sigmoid().sum()
 
     assert count_saved_bytes(loss, list(layer.parameters())) == 2 * 4 * B * T * D
+
+
+def test_counting_leaves_no_graph_behind():
+    layer, x = torch.nn.Linear(D, D), torch.randn(B, T, D)
+    gc.collect()
+    with StepTracker() as tracker:
+        for _ in range(3):
+            assert count_saved_bytes(lambda: layer(x).exp().sum(), list(layer.parameters())) > 0
+        assert tracker.live == 0
 
 
 def test_nothing_is_saved_without_gradients():

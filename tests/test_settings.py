@@ -20,14 +20,13 @@ from reco_lightning.engines.interception import PatchedMethod
 from reco_lightning.injection import Injection
 from tests.helpers.distributed import CASES
 from tests.helpers.foreign import trainer
-from tests.helpers.networks.common import BATCH, BLOCKS, PER_BLOCK
+from tests.helpers.networks.common import BATCH, BLOCKS, PER_BLOCK, RATES, quieten
 from tests.helpers.networks.references import reference_gradients, see_loss
 from tests.helpers.settings import CONDITIONS, REFUSALS, SETTINGS, WINDOWS, support_matrix, tried
 
 WHOLE = WindowSampler(BLOCKS, PER_BLOCK, window_blocks=BLOCKS)
 SINGLE = WindowSampler(BLOCKS, PER_BLOCK, window_blocks=1)
 STEPS = 3
-RATES = "p", "dropout", "attention_dropout"
 WEIGHT = 0.5
 
 
@@ -38,15 +37,6 @@ def over(settings):
 every = over(SETTINGS)
 # Lightning's word on a frozen tokenizer.
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode at the start of training")
-
-
-def quieten(module):
-    """Switches dropout off, so that two ways to compute one thing can be compared."""
-    for part in module.modules():
-        for name in RATES:
-            if isinstance(getattr(part, name, None), float):
-                setattr(part, name, 0.0)
-    return module
 
 
 def has_dropout(setting):

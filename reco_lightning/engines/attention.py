@@ -9,25 +9,61 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
-__all__ = ["causal_bias", "join_context", "multi_head_attention"]
+__all__ = ["FLASH_ATTENTION", "causal_mask", "join_context", "multi_head_attention"]
+
+FLASH_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention
+"""The kernel itself: its ``is_causal`` is aligned with the last key where there are more keys than queries."""
 
 
-def causal_bias(rows: int, keys: int, device: torch.device) -> torch.Tensor:
-    """Bias with which the last ``rows`` of ``keys`` positions attend causally.
+def causal_mask(rows: int, keys: int, device: torch.device) -> torch.Tensor:
+    """Mask (rows, keys) with which the last ``rows`` of ``keys`` positions attend causally.
 
-    ``is_causal=True`` aligns with the first key and is wrong here. On CUDA the bias reaches the flash kernels and no
-    mask is written out; elsewhere it is a boolean mask (rows, keys).
+    The ``is_causal=True`` of ``scaled_dot_product_attention`` is aligned with the first key and is wrong here.
 
     Example:
-        >>> causal_bias(2, 3, torch.device("cpu")).int().tolist()
+        >>> causal_mask(2, 3, torch.device("cpu")).int().tolist()
         [[1, 1, 0], [1, 1, 1]]
     """
-    if device.type == "cuda":
-        return causal_lower_right(rows, keys)
     return torch.ones(rows, keys, dtype=torch.bool, device=device).tril(keys - rows)
+
+
+@torch.compiler.assume_constant_result
+def _has_flash_attention(index: int | None) -> bool:
+    """Whether a CUDA device runs torch's flash attention, and nobody has forbidden it."""
+    if torch.version.hip is not None or not torch.backends.cuda.flash_sdp_enabled():
+        return False
+    return torch.cuda.get_device_capability(index) >= (8, 0)
+
+
+def _causal_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    dropout_p: float,
+    scale: float | None,
+    enable_gqa: bool,
+) -> torch.Tensor:
+    """Attention of the last rows of a sequence over all of it; on CUDA by a kernel that needs no mask, where it can.
+
+    ``torch.nn.attention.bias.causal_lower_right`` reaches the same kernel, but ``torch.compile`` does not trace it.
+    """
+    device = query.device
+    if device.type == "cuda" and _has_flash_attention(device.index):
+        tensors: tuple[torch.Tensor, ...] = (query, key, value)
+        if torch.is_autocast_enabled("cuda"):  # autocast knows scaled_dot_product_attention, and not the kernel
+            tensors = tuple(tensor.to(torch.get_autocast_dtype("cuda")) for tensor in tensors)
+        half = all(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in tensors)
+        # in wider heads some devices have no backward pass, and heads of other widths would have to be padded
+        if half and query.shape[-1] == value.shape[-1] <= 192 and query.shape[-1] % 8 == 0 and query.ndim == 4:
+            output: torch.Tensor = FLASH_ATTENTION(*tensors, dropout_p, True, scale=scale)[0]
+            return output
+    mask = causal_mask(query.shape[-2], key.shape[-2], device)
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, dropout_p=dropout_p, scale=scale, enable_gqa=enable_gqa
+    )
 
 
 def join_context(
@@ -64,8 +100,8 @@ def join_context(
         key, value = torch.cat([context[0], key], dim=-2), torch.cat([context[1], value], dim=-2)
     rows, keys = query.shape[-2], key.shape[-2]
     if is_causal:
-        attn_mask = causal_bias(rows, keys, query.device)
-    elif attn_mask is not None and attn_mask.shape[-1] == rows != keys:
+        return _causal_attention(query, key, value, dropout_p=dropout_p, scale=scale, enable_gqa=enable_gqa)
+    if attn_mask is not None and attn_mask.shape[-1] == rows != keys:
         visible = attn_mask.new_full((*attn_mask.shape[:-1], keys - rows), attn_mask.dtype == torch.bool)
         attn_mask = torch.cat([visible, attn_mask], dim=-1)
     return scaled_dot_product_attention(

@@ -10,7 +10,7 @@ window's rows alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -187,7 +187,7 @@ class FrozenEngine(PatchedEngine):
         enough = run.attentions if index == self.last and not torch.compiler.is_compiling() else None
         kept = KeptKeys(first, enough)
         if first:
-            passed = self._context_pass(partial(call, context, 0, first), kept)
+            passed = self._context_pass(partial(call, context, 0, first), kept, hidden.device.type)
             if run.attentions is None:
                 run.attentions = len(kept.pairs)
             if passed is not None:
@@ -213,16 +213,21 @@ class FrozenEngine(PatchedEngine):
             for attention in self._adapted[index]:
                 attention.start = None
 
-    def _context_pass(self, call: Callable[..., Any], kept: KeptKeys) -> torch.Tensor | None:
+    def _context_pass(self, call: Callable[..., Any], kept: KeptKeys, device: str) -> torch.Tensor | None:
         trains_keys = self.context == "keys" and torch.is_grad_enabled()
-        # Autocast would hand the window the copies of weights that it made here without a graph: they would not train.
-        cache = torch.is_autocast_cache_enabled()
-        torch.set_autocast_cache_enabled(False)
         try:
-            with torch.set_grad_enabled(trains_keys):
+            with torch.set_grad_enabled(trains_keys), _autocast_without_cache(device):
                 output = self._joint.run_context(call, kept)
         except AttentionReachedError:
             return None
-        finally:
-            torch.set_autocast_cache_enabled(cache)
         return take_hidden((output,) if isinstance(output, torch.Tensor) else tuple(output), {})
+
+
+def _autocast_without_cache(device: str) -> AbstractContextManager[Any]:
+    """Autocast as it is, except that it hands nobody the copies of weights that are made inside.
+
+    Made without a graph, they would not train in the window.
+    """
+    if not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, dtype=torch.get_autocast_dtype(device), cache_enabled=False)

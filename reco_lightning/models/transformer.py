@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import nn
 
 from reco_lightning.checks import check_finite, check_switch, check_whole, check_whole_sequence
-from reco_lightning.engines.attention import causal_bias
+from reco_lightning.engines.attention import causal_mask
 
 __all__ = [
     "SIZES",
@@ -138,7 +138,7 @@ def cached_keys_values(
     stop = start + rows
     cache[0][:, :, start:stop] = keys
     cache[1][:, :, start:stop] = values
-    mask = None if rows == 1 else causal_bias(rows, stop, keys.device)
+    mask = None if rows == 1 else causal_mask(rows, stop, keys.device)
     return cache[0][:, :, :stop], cache[1][:, :, :stop], mask
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from reco_lightning.engines.attention import causal_bias, join_context
+from reco_lightning.engines.attention import causal_mask, join_context
 
 CONTEXT, WINDOW, E = 5, 3, 4
 T = CONTEXT + WINDOW
@@ -103,10 +103,10 @@ def test_dropout_is_passed_on():
 
 
 @pytest.mark.parametrize(("rows", "keys"), [(1, 1), (1, 4), (3, 3), (3, 7)])
-def test_the_bias_is_aligned_with_the_last_key(rows, keys):
-    bias = causal_bias(rows, keys, torch.device("cpu"))
+def test_the_mask_is_aligned_with_the_last_key(rows, keys):
+    mask = causal_mask(rows, keys, torch.device("cpu"))
     expected = [[column <= row + keys - rows for column in range(keys)] for row in range(rows)]
-    assert bias.tolist() == expected
+    assert mask.tolist() == expected
 
 
 def test_a_window_of_the_whole_sequence_is_plain_causal_attention():

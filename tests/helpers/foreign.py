@@ -83,7 +83,7 @@ class Network(nn.Module):
         if isinstance(self.h, nn.Sequential):
             x = self.h(x)
         else:
-            scale = torch.full((len(x), 1, 1), 0.9)
+            scale = torch.full((len(x), 1, 1), 0.9, device=x.device)
             for layer in self.h:
                 x = layer(x, scale)
         logits = self.lm_head(self.ln_f(x))

@@ -43,7 +43,7 @@ CONDITIONS = {
 WINDOWS = WindowSampler(BLOCKS, PER_BLOCK, first_window_prob=None, seed=15)
 """Draws the windows from the tokens 12, 18 and 0 on in the first three steps."""
 
-Reference = Literal["attention", "cut", "cache", "states"]
+Reference = Literal["attention", "cut", "cache", "states", "whole"]
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Setting:
         tail: Rows after the one that predicts the last video token.
         loss: The form of its loss.
         reference: Where the reference of its gradients comes from: attention replaced by one that cuts the context off
-            (``attention``), its own hand-written attention told to (``cut``), its own key/value cache (``cache``) or
-            block inputs detached (``states``).
+            (``attention``), its own hand-written attention told to (``cut``), its own key/value cache (``cache``),
+            block inputs detached (``states``), or the whole context trained through (``whole``).
         checkpoint: Turns activation checkpointing on, or off where it always is; ``None`` if it has none.
         compiled: Name of the network that is compiled; ``""`` where that is not tried.
         distributed: Its case in ``tests/helpers/distributed.py``, run by DDP and by FSDP2; ``""`` where there is none.

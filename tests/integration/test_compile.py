@@ -13,7 +13,10 @@ from torch._dynamo.utils import counters
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from reco_lightning import ReCoCallback, VideoTransformer, WindowSampler
+from reco_lightning.injection import Injection
 from tests.helpers.foreign import BLOCKS, DIM, PER_BLOCK, TOKENS, VOCAB, Network, batches, trainer
+from tests.helpers.networks.common import quieten
+from tests.helpers.settings import SETTINGS, WINDOWS
 
 
 class Encoder(nn.Module):
@@ -132,3 +135,29 @@ def test_more_windows_than_torch_compiles_graphs_of_one_function():
     assert_equal(own, plain)
     assert counters["stats"]["unique_graphs"] > 8
     assert torch._dynamo.config.recompile_limit == limit
+
+
+# the backend "eager" calls a loss inside the graph a second time, under the tap that has met it
+@pytest.mark.parametrize(("name", "backend"), [("own", "eager"), ("own", "aot_eager"), ("llama-labels", "aot_eager")])
+def test_autocast_under_a_compiler_gives_the_gradients_of_autocast_without(name, backend):
+    """Copies of weights that autocast makes in the context pass have no graph; logits may be copied in float32."""
+    (setting,) = [one for one in SETTINGS if one.name == name]
+    found = []
+    for compiled in (False, True):
+        module, batch = quieten(setting.make()).train(), setting.draw(0)
+        callback = ReCoCallback(WINDOWS)
+        with torch.autocast("cpu", torch.bfloat16):
+            selection = callback.select(module, lambda: module.training_step(batch, 0))  # noqa: B023 - called here
+        if compiled:
+            torch._dynamo.reset()
+            module.get_submodule(setting.compiled).compile(backend=backend, fullgraph=True)
+        injection = Injection(selection.engine, selection.trace, callback.continuity)
+        selection.engine.install()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, _ = injection.run([WINDOWS.sample(1)], lambda: module.loss(batch))  # noqa: B023
+        loss.backward()
+        selection.engine.remove()
+        found.append({name: parameter.grad for name, parameter in module.named_parameters()})
+    for name, gradient in found[0].items():
+        distance = (found[1][name] - gradient).norm()
+        assert distance <= 0.05 * max(gradient.norm(), 1e-3), name

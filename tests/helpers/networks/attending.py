@@ -84,7 +84,7 @@ class NanoGPT(nn.Module):
         self.lm_head.weight = self.wte.weight
 
     def forward(self, ids, targets=None):
-        x = self.h(self.drop(self.wte(ids) + self.wpe(torch.arange(ids.shape[1]))))
+        x = self.h(self.drop(self.wte(ids) + self.wpe(torch.arange(ids.shape[1], device=ids.device))))
         if targets is None:
             return self.lm_head(self.ln_f(x[:, [-1]])), None
         logits = self.lm_head(self.ln_f(x))
@@ -127,7 +127,7 @@ class Decoder(nn.Module):
     def forward(self, ids):
         x = torch.cat([self.start.expand(len(ids), -1, -1), self.embedding(ids)], dim=1)
         if self.position is None:
-            x = self.blocks(x, rotary_rows(x.shape[1]))
+            x = self.blocks(x, rotary_rows(x.shape[1]).to(x.device))
         else:
             x = self.blocks(x + self.position[: x.shape[1]])
         logits = self.head(self.norm(x))
@@ -144,12 +144,13 @@ def smoothed_loss(logits, targets):
 
 
 def weighted_loss(logits, targets):
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), weight=torch.linspace(0.5, 2.0, VOCAB))
+    weight = torch.linspace(0.5, 2.0, VOCAB, device=logits.device)
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), weight=weight)
 
 
 def hide_some(targets):
     """Targets of which a fifth, in odd places and never the outermost, is the user's ``ignore_index`` of -1."""
-    hidden = (torch.arange(TOKENS) * 7 + targets[:, :1]) % 5 == 0
+    hidden = (torch.arange(TOKENS, device=targets.device) * 7 + targets[:, :1]) % 5 == 0
     hidden[:, [0, -1]] = False
     return targets.masked_fill(hidden, -1)
 
@@ -237,9 +238,10 @@ class LlamaGen(nn.Module):
 
     def forward(self, ids, cond_idx, targets=None):
         if self.training:
-            cond_idx = torch.where(torch.rand(cond_idx.shape) < 0.3, CLASSES, cond_idx)
+            dropped = (torch.rand(cond_idx.shape) < 0.3).to(cond_idx.device)  # drawn on the CPU: alike on all devices
+            cond_idx = torch.where(dropped, CLASSES, cond_idx)
         h = torch.cat([self.cls_embedding(cond_idx)[:, None], self.tok_embeddings(ids)], dim=1)
-        h = self.layers(h, self.freqs_cis[: h.shape[1]], None)
+        h = self.layers(h, self.freqs_cis[: h.shape[1]].to(h.device), None)
         logits = self.output(self.norm(h)).float()
         if targets is None:
             return logits, None
@@ -268,9 +270,9 @@ class EncoderModule(TokenModule):
         self.out = nn.Linear(DIM, VOCAB)
 
     def loss(self, batch):
-        start = torch.full((len(batch), 1), VOCAB)
+        start = torch.full((len(batch), 1), VOCAB, device=batch.device)
         x = self.embedding(torch.cat([start, batch[:, :-1]], dim=1)) * math.sqrt(DIM) + self.position
-        mask = nn.Transformer.generate_square_subsequent_mask(TOKENS)
+        mask = nn.Transformer.generate_square_subsequent_mask(TOKENS, device=batch.device)
         return flat_loss(self.out(self.encoder(x, mask=mask, is_causal=True)), batch)
 
 

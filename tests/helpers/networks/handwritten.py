@@ -31,7 +31,7 @@ def attend(q, k, v, visible, *, cut=None, drop=None):
     """Softmax attention by matrix products; ``visible`` (T, T) is true where a row sees a key."""
     scores = q @ k.mT
     if cut is not None:
-        context = torch.arange(q.shape[-2]) < cut
+        context = torch.arange(q.shape[-2], device=q.device) < cut
         frozen = ~context[:, None] & context[None, :]
         scores = torch.where(frozen, q @ k.detach().mT, scores)
     weights = (scores / q.shape[-1] ** 0.5).masked_fill(~visible, float("-inf")).softmax(-1)
@@ -244,7 +244,7 @@ class OwnAttention(nn.Module):
 
     def forward(self, x):
         q, k, v = (split_heads(part) for part in self.wqkv(x).chunk(3, dim=-1))
-        visible = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+        visible = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
         return self.wo(join_heads(attend(q, k, v, visible)))
 
 

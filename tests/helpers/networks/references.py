@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from unittest.mock import patch
 
 import torch
@@ -107,7 +107,12 @@ def _states(stack, first):
             hook.remove()
 
 
-WAYS = {"attention": _attention, "cut": _cut, "states": _states, "cache": lambda stack, first: nullcontext()}
+@contextmanager
+def _whole(stack, first):
+    yield
+
+
+WAYS = {"attention": _attention, "cut": _cut, "states": _states, "cache": _whole, "whole": _whole}
 
 
 def reference_gradients(setting, module, batch, size, window, weight, seed):

@@ -13,10 +13,6 @@ from tests.helpers.networks.attending import Attention, DecoderModule, NanoGPTMo
 from tests.helpers.networks.common import DIM, TOKENS, VOCAB, TokenModule, flat_loss, join_heads, split_heads
 from tests.helpers.networks.handwritten import HandWrittenModule, OwnAttention, VideoGPTModule, attend
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit.script, at its import
-    from x_transformers import Decoder, TransformerWrapper
-
 
 class BothWaysAttention(Attention):
     def forward(self, x, table=None, bias=None):
@@ -179,6 +175,9 @@ class XTransformers(TokenModule):
 
     def __init__(self):
         super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit.script, at its import
+            from x_transformers import Decoder, TransformerWrapper
         layers = Decoder(dim=DIM, depth=2, heads=4, rotary_pos_emb=True, attn_flash=True)
         self.net = TransformerWrapper(num_tokens=VOCAB, max_seq_len=TOKENS, attn_layers=layers)
 

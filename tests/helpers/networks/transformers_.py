@@ -25,7 +25,7 @@ def lower_right(module, query, key, value, attention_mask, scaling=None, dropout
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     rows, keys = query.shape[-2], key.shape[-2]
-    visible = torch.ones(rows, keys, dtype=torch.bool).tril(keys - rows)
+    visible = torch.ones(rows, keys, dtype=torch.bool, device=query.device).tril(keys - rows)
     scores = (query @ key.mT) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
     weights = nn.functional.dropout(weights, dropout, module.training)
