@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 DEV_EXTRAS := demo,study,hf,metrics,tokenizers,docs,dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs clean
+.PHONY: help demo test lint docs gpu clean
 
 help:  ## List the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 8
@@ -32,6 +32,9 @@ lint: $(VENV)/dev.stamp  ## Check format, style and types
 
 docs: $(VENV)/dev.stamp  ## Build the documentation into docs/_build/html; a warning is an error
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+
+gpu:  ## Check and measure on a CUDA device, with the Python that is there and without installing anything
+	PYTHONPATH=. $(PYTHON) -m tests.cuda $(ARGS)
 
 clean:  ## Remove the environment and everything built
 	rm -rf $(VENV) build dist docs/_build docs/generated outputs .mypy_cache .pytest_cache .ruff_cache

@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from reco_lightning.benchmark import METHODS, Measurement, matrix_rate, measure, network_of_size
+from reco_lightning.benchmark import METHODS, Measurement, StepBenchmark, matrix_rate, network_of_size
 from reco_lightning.benchmark_report import benchmark, benchmark_figure, benchmark_table
 from reco_lightning.cli import main
 
@@ -20,7 +20,9 @@ def found():
     torch.manual_seed(0)
     network = network_of_size("32x2x2", vocab_size=32, grid=(5, 2, 2))
     before = network.head.weight.clone()
-    measured = measure(network, "32x2x2", batch_size=2, steps=4, burn_in=1, rate=1e9, device=CPU)
+    steps = StepBenchmark(network, "32x2x2", batch_size=2, device=CPU)
+    steps.warm_up(1)
+    measured = steps.measure(4, rate=1e9)
     assert not torch.equal(network.head.weight, before)  # the optimizer's step is part of what is measured
     assert not [part for part in network.modules() if "forward" in vars(part)]
     return {one.method: one for one in measured}

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from reco_lightning.benchmark import measure, network_of_size
+from reco_lightning.benchmark import StepBenchmark, network_of_size
 from reco_lightning.injection import Injection
 from reco_lightning.methods import load_method
 from reco_lightning.plan_report import Setting, plan, plan_size
@@ -114,8 +114,9 @@ def compare_with_the_process():
     ctypes.CDLL(None).mallopt(-3, 65536)  # M_MMAP_THRESHOLD: what is freed is given back, and not kept for later
     torch.manual_seed(0)
     network = network_of_size(size, vocab_size=512, grid=grid)
-    found = measure(network, size, methods=("plain", "reco"), batch_size=batch, steps=1, burn_in=1, rate=1e9,
-                    device=torch.device("cpu"))  # fmt: skip
+    steps = StepBenchmark(network, size, methods=("plain", "reco"), batch_size=batch, device=torch.device("cpu"))
+    steps.warm_up(1)
+    found = steps.measure(1, rate=1e9)
     plans = plan_size(size, ["plain", "reco"], setting(grid=grid, vocab_size=512, batch_size=batch, kernels="cpu"))
     for measured, planned in zip(found, plans, strict=True):
         # what is measured is beyond gradients, which the peak of the forward has beside it

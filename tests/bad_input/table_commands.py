@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 import reco_lightning as rl
 from reco_lightning import metrics
-from reco_lightning.benchmark import measure
+from reco_lightning.benchmark import StepBenchmark
 from reco_lightning.benchmark_report import benchmark
 from reco_lightning.commands import generate
 from reco_lightning.demo import run_demo
 from reco_lightning.demo.settings import Settings as DemoSettings
+from reco_lightning.devices import pick_device
 from reco_lightning.finite_loss import FiniteLoss
 from reco_lightning.generation_benchmark import compare_generation
 from reco_lightning.plan_report import Setting, plan
@@ -26,7 +27,7 @@ from reco_lightning.study.digits import MovingDigits
 from reco_lightning.study.plan import load_plan
 from reco_lightning.study.settings import Settings as StudySettings
 from reco_lightning.study.sources import DataSpec
-from reco_lightning.tokenize import pick_device, tokenize_folder
+from reco_lightning.tokenize import tokenize_folder
 from tests.bad_input.samples import fixed, model_file, network, new_folder, nothing, videos, vqvae_file
 from tests.bad_input.strategies import (
     BLOCKS,
@@ -315,17 +316,12 @@ COMMANDS: tuple[Entry, ...] = (
         },
     ),
     Entry(
-        "benchmark.measure",
-        lambda **arguments: measure(
-            network(), **{"size": "12x1x1", "batch_size": 1, "rate": 1.0, "device": torch.device("meta")} | arguments
+        "StepBenchmark",
+        lambda **arguments: StepBenchmark(
+            network(), **{"size": "12x1x1", "batch_size": 1, "device": torch.device("meta")} | arguments
         ),
         None,
-        {
-            "methods": st.one_of(TEXTS, values(["reco"], ["plain", "no method"])),
-            "batch_size": whole(1),
-            "steps": whole(1),
-            "burn_in": whole(0),
-        },
+        {"methods": st.one_of(TEXTS, values(["reco"], ["plain", "no method"])), "batch_size": whole(1)},
     ),
     Entry(
         "Setting",
