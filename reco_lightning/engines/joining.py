@@ -17,9 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from reco_lightning.engines.attention import join_context
 from reco_lightning.engines.interception import FunctionTap
 
-__all__ = ["CACHE_ARGUMENT", "AttentionJoint", "AttentionReachedError", "CacheJoint", "Joint", "KeptKeys"]
-
-CACHE_ARGUMENT = "past_key_values"
+__all__ = ["AttentionJoint", "AttentionReachedError", "CacheJoint", "Joint", "KeptKeys"]
 
 
 class AttentionReachedError(Exception):
@@ -147,16 +145,26 @@ class _JoiningCache:
 
 
 class CacheJoint(AttentionJoint):
-    """Through the argument ``past_key_values`` of transformers' layers, for attention of any implementation."""
+    """Through the key/value cache that transformers' layers take, for attention of any implementation.
+
+    Args:
+        argument: The name by which the blocks take the cache.
+    """
+
+    def __init__(self, argument: str) -> None:
+        self.argument = argument
 
     def run_context(self, call: Callable[..., Any], kept: KeptKeys) -> Any:
         """See ``Joint``."""
-        return call(**{CACHE_ARGUMENT: _RecordingCache(kept)})
+        output = call(**{self.argument: _RecordingCache(kept)})
+        if not kept.pairs:
+            raise RuntimeError(f"a block kept no keys and values in the cache that it was given as {self.argument}")
+        return output
 
     def run_window(self, call: Callable[..., Any], kept: KeptKeys, rows: int) -> Any:
         """See ``Joint``."""
         cache = _JoiningCache(kept)
         # scaled_dot_product_attention, where it is reached all the same, has to be causal from the lower right
-        output, _ = self._attend(partial(call, **{CACHE_ARGUMENT: cache}), kept, rows)
+        output, _ = self._attend(partial(call, **{self.argument: cache}), kept, rows)
         _check(cache.joined, kept)
         return output
