@@ -9,6 +9,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from reco_lightning import ReCoCallback, explain
 from reco_lightning.transformers_cache import NEWEST_TESTED, find_cache_argument
@@ -84,6 +85,14 @@ def test_a_layer_that_takes_no_such_cache_is_served_by_the_next_engine(layer):
 def test_a_cache_that_is_left_alone_is_an_error_without_a_proof():
     with pytest.raises(RuntimeError, match="kept no keys and values"):
         step_gradients(make(partial(CachingModule, caching.DeafLayer)), verify=False, engine="cache")
+
+
+def test_attention_that_is_checkpointed_inside_a_layer_is_an_error_and_no_early_end_of_the_epoch():
+    module = make(partial(CachingModule, caching.CacheLayer))
+    for layer in module.layers:
+        layer.attention = checkpoint_wrapper(layer.attention)
+    with pytest.raises(RuntimeError, match=r"once more over its window; .* checkpoint whole blocks"):
+        step_gradients(module)
 
 
 @pytest.fixture

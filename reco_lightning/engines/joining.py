@@ -48,6 +48,19 @@ class KeptKeys:
         if len(self.pairs) == self.enough:
             raise AttentionReachedError
 
+    def take(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of one of the attentions, (B, heads, A, E) each.
+
+        Raises:
+            RuntimeError: If the context pass had fewer attentions; a ``StopIteration`` would end Lightning's epoch.
+        """
+        if number == len(self.pairs):
+            raise RuntimeError(
+                f"a block attended {number} times over its context and once more over its window; if it checkpoints "
+                "its attention inside itself, checkpoint whole blocks"
+            )
+        return self.pairs[number]
+
 
 class Joint(Protocol):
     """Runs a block on its context and on its window; ``call`` runs it, keyword arguments replacing its arguments."""
@@ -82,16 +95,18 @@ class AttentionJoint:
         return output
 
     def _attend(self, call: Callable[..., Any], kept: KeptKeys, rows: int) -> tuple[Any, int]:
-        waiting = iter(kept.pairs)
-        joined = 0
+        joined = taken = 0
 
         def attend(
             query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
         ) -> torch.Tensor:
-            nonlocal joined
+            nonlocal joined, taken
             # no "in": torch.compile finds no size that it does not know by it
             if query.shape[-2] == rows and (key.shape[-2] == rows or key.shape[-2] == kept.rows + rows):
-                context = next(waiting) if key.shape[-2] == rows else None
+                context = None
+                if key.shape[-2] == rows:
+                    context = kept.take(taken)
+                    taken += 1
                 joined += 1
                 return join_context(query, key, value, context, *args, **kwargs)
             return scaled_dot_product_attention(query, key, value, *args, **kwargs)
@@ -129,17 +144,16 @@ class _JoiningCache:
     """What a layer of transformers takes for a cache that holds the context."""
 
     def __init__(self, kept: KeptKeys) -> None:
-        self.rows = kept.rows
-        self.waiting = iter(kept.pairs)
+        self.kept = kept
         self.joined = 0
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.rows
+        return self.kept.rows
 
     def update(
         self, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        context = next(self.waiting)
+        context = self.kept.take(self.joined)
         self.joined += 1
         return torch.cat([context[0], key], dim=-2), torch.cat([context[1], value], dim=-2)
 
