@@ -31,7 +31,11 @@ WEIGHT = 0.5
 
 
 def over(settings):
-    return pytest.mark.parametrize("setting", settings, ids=lambda setting: setting.name)
+    present = [
+        pytest.param(setting, id=setting.name, marks=pytest.mark.skipif(bool(setting.missing), reason=setting.missing))
+        for setting in settings
+    ]
+    return pytest.mark.parametrize("setting", present)
 
 
 every = over(SETTINGS)
@@ -247,7 +251,7 @@ def test_copies_made_during_a_step_are_the_plain_module(setting):
     assert probe.unpickled == pytest.approx(probe.plain, abs=1e-6)
 
 
-@over([setting for setting in SETTINGS if has_dropout(setting)])
+@over([setting for setting in SETTINGS if setting.missing or has_dropout(setting)])
 def test_dropout_acts_in_windows(setting):
     with_dropout = run(setting, WINDOWS, quiet=False)
     assert all(value.isfinite().all() for value in with_dropout.module.parameters())

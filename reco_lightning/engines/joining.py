@@ -17,9 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from reco_lightning.engines.attention import join_context
 from reco_lightning.engines.interception import FunctionTap
 
-__all__ = ["CACHE_ARGUMENT", "AttentionJoint", "AttentionReachedError", "CacheJoint", "Joint", "KeptKeys"]
-
-CACHE_ARGUMENT = "past_key_values"
+__all__ = ["AttentionJoint", "AttentionReachedError", "CacheJoint", "Joint", "KeptKeys"]
 
 
 class AttentionReachedError(Exception):
@@ -49,6 +47,19 @@ class KeptKeys:
         torch.set_grad_enabled(False)  # with context "keys" the projections train, and nothing behind them
         if len(self.pairs) == self.enough:
             raise AttentionReachedError
+
+    def take(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of one of the attentions, (B, heads, A, E) each.
+
+        Raises:
+            RuntimeError: If the context pass had fewer attentions; a ``StopIteration`` would end Lightning's epoch.
+        """
+        if number == len(self.pairs):
+            raise RuntimeError(
+                f"a block attended {number} times over its context and once more over its window; if it checkpoints "
+                "its attention inside itself, checkpoint whole blocks"
+            )
+        return self.pairs[number]
 
 
 class Joint(Protocol):
@@ -84,16 +95,18 @@ class AttentionJoint:
         return output
 
     def _attend(self, call: Callable[..., Any], kept: KeptKeys, rows: int) -> tuple[Any, int]:
-        waiting = iter(kept.pairs)
-        joined = 0
+        joined = taken = 0
 
         def attend(
             query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
         ) -> torch.Tensor:
-            nonlocal joined
+            nonlocal joined, taken
             # no "in": torch.compile finds no size that it does not know by it
             if query.shape[-2] == rows and (key.shape[-2] == rows or key.shape[-2] == kept.rows + rows):
-                context = next(waiting) if key.shape[-2] == rows else None
+                context = None
+                if key.shape[-2] == rows:
+                    context = kept.take(taken)
+                    taken += 1
                 joined += 1
                 return join_context(query, key, value, context, *args, **kwargs)
             return scaled_dot_product_attention(query, key, value, *args, **kwargs)
@@ -131,32 +144,41 @@ class _JoiningCache:
     """What a layer of transformers takes for a cache that holds the context."""
 
     def __init__(self, kept: KeptKeys) -> None:
-        self.rows = kept.rows
-        self.waiting = iter(kept.pairs)
+        self.kept = kept
         self.joined = 0
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.rows
+        return self.kept.rows
 
     def update(
         self, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        context = next(self.waiting)
+        context = self.kept.take(self.joined)
         self.joined += 1
         return torch.cat([context[0], key], dim=-2), torch.cat([context[1], value], dim=-2)
 
 
 class CacheJoint(AttentionJoint):
-    """Through the argument ``past_key_values`` of transformers' layers, for attention of any implementation."""
+    """Through the key/value cache that transformers' layers take, for attention of any implementation.
+
+    Args:
+        argument: The name by which the blocks take the cache.
+    """
+
+    def __init__(self, argument: str) -> None:
+        self.argument = argument
 
     def run_context(self, call: Callable[..., Any], kept: KeptKeys) -> Any:
         """See ``Joint``."""
-        return call(**{CACHE_ARGUMENT: _RecordingCache(kept)})
+        output = call(**{self.argument: _RecordingCache(kept)})
+        if not kept.pairs:
+            raise RuntimeError(f"a block kept no keys and values in the cache that it was given as {self.argument}")
+        return output
 
     def run_window(self, call: Callable[..., Any], kept: KeptKeys, rows: int) -> Any:
         """See ``Joint``."""
         cache = _JoiningCache(kept)
         # scaled_dot_product_attention, where it is reached all the same, has to be causal from the lower right
-        output, _ = self._attend(partial(call, **{CACHE_ARGUMENT: cache}), kept, rows)
+        output, _ = self._attend(partial(call, **{self.argument: cache}), kept, rows)
         _check(cache.joined, kept)
         return output

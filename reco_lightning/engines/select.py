@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,10 +21,11 @@ from reco_lightning.engines.compiled import is_compiled
 from reco_lightning.engines.detached import DetachedEngine
 from reco_lightning.engines.dropped import DroppedEngine
 from reco_lightning.engines.frozen import FrozenEngine
-from reco_lightning.engines.joining import CACHE_ARGUMENT, AttentionJoint, CacheJoint, Joint
+from reco_lightning.engines.joining import AttentionJoint, CacheJoint, Joint
 from reco_lightning.engines.mingpt import is_mingpt_attention
 from reco_lightning.engines.rehearsal import Hints, Trace, block_stacks, rehearse
 from reco_lightning.engines.sandbox import Sandbox, StepEndedError
+from reco_lightning.transformers_cache import CACHE_ARGUMENTS, describe_module, find_cache_argument
 from reco_lightning.windows import Window, WindowSampler
 
 __all__ = ["ENGINES", "Selection", "build_engine", "prove", "select_engine"]
@@ -88,7 +88,7 @@ def build_engine(
     """
     blocks = block_stacks(module)[trace.blocks]
     head = module.get_submodule(trace.head)
-    kind = f"the blocks '{trace.blocks}' ({type(blocks[0]).__name__})"
+    kind = f"the blocks '{trace.blocks}' ({describe_module(blocks[0])})"
     # gradients of parameters behind the head would be NaN from rows of NaN
     common: dict[str, Any] = {
         "tokens": tokens,
@@ -112,9 +112,13 @@ def build_engine(
         return DetachedEngine(blocks, head, context=context, fixed_length=False, **common)
     joint: Joint = AttentionJoint()
     if name == "cache":
-        if any(CACHE_ARGUMENT not in inspect.signature(block.forward).parameters for block in blocks):
-            raise MisconfigurationException(f"{kind} take no {CACHE_ARGUMENT}, as layers of transformers do")
-        joint = CacheJoint()
+        argument, *others = set(map(find_cache_argument, blocks))
+        if argument is None or others:
+            raise MisconfigurationException(
+                f"{kind} do not all take a key/value cache by one of the names {', '.join(CACHE_ARGUMENTS)}, as layers "
+                "of transformers do"
+            )
+        joint = CacheJoint(argument)
     elif trace.recomputes_parts:
         raise MisconfigurationException(
             f"{kind} checkpoint their attention inside themselves, where a recomputation would not see the window; "
@@ -182,7 +186,7 @@ def prove(
         try:
             logits, target = _own_loss(trace, sandbox)
             worst = max(worst, _compare(engine, trace, logits, target, exact=exact))
-        except (RuntimeError, TypeError, ValueError, StopIteration) as error:
+        except (AttributeError, RuntimeError, TypeError, ValueError, StopIteration) as error:
             if "Connection closed" in str(error):  # another rank has ended; its own message says why
                 raise
             raise MisconfigurationException(

@@ -72,12 +72,16 @@ def replace_arguments(
     Example:
         >>> replace_arguments(lambda x, mask=None, cache=None: None, (1, 2), {}, {"cache": 3})
         ((1, 2, 3), {})
+        >>> replace_arguments(lambda x, **kwargs: None, (1,), {"mask": 2}, {"cache": 3})
+        ((1,), {'mask': 2, 'cache': 3})
     """
     if not changed:
         return args, kwargs
-    bound = inspect.signature(function).bind(*args, **kwargs)
-    bound.arguments.update(changed)
-    return bound.args, bound.kwargs
+    signature = inspect.signature(function)
+    bound = signature.bind(*args, **kwargs)
+    named = {name: value for name, value in changed.items() if name in signature.parameters}
+    bound.arguments.update(named)
+    return bound.args, bound.kwargs | {name: value for name, value in changed.items() if name not in named}
 
 
 def cut_tensor(value: torch.Tensor, *, start: int, stop: int, rows: int) -> torch.Tensor:

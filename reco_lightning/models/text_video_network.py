@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from reco_lightning.checks import check_path, check_whole, check_whole_sequence
+from reco_lightning.transformers_cache import CACHE_ARGUMENTS, describe_module, find_cache_argument
 
 __all__ = ["TextVideoNetwork", "rows_like"]
 
@@ -156,6 +157,9 @@ class TextVideoNetwork(nn.Module):
 
         Returns:
             (B, m + 1, T + V + 1): row r is for token r. With a cache the last of these rows, one for each token run.
+
+        Raises:
+            ValueError: If there is a cache and the language model takes none.
         """
         padded = captions < 0
         start = torch.full_like(tokens[:, :1] if tokens.shape[1] else captions.new_empty(len(tokens), 1), self.start_id)
@@ -168,10 +172,21 @@ class TextVideoNetwork(nn.Module):
             input_ids=ids[:, known:],
             attention_mask=seen,
             position_ids=positions[:, known:],
-            past_key_values=cache,
             use_cache=cache is not None,
+            **self._handed(cache),
         ).logits
         return logits[:, max(captions.shape[1] - known, 0) :]
+
+    def _handed(self, cache: Any) -> dict[str, Any]:
+        if cache is None:
+            return {}
+        name = find_cache_argument(self.language_model)
+        if name is None:
+            raise ValueError(
+                f"cache must be None: the language model, a {describe_module(self.language_model)}, takes a key/value "
+                f"cache by none of the names {', '.join(CACHE_ARGUMENTS)}; generate with another architecture"
+            )
+        return {name: cache}
 
     def checkpoint_activations(self) -> None:
         """Lets every layer run again in the backward pass, so that only its input is kept."""

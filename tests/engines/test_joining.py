@@ -20,7 +20,7 @@ def attend(rows, **kwargs):
     return scaled_dot_product_attention(states(rows), states(rows), states(rows), is_causal=True)
 
 
-@pytest.mark.parametrize("joint", [AttentionJoint(), CacheJoint()])
+@pytest.mark.parametrize("joint", [AttentionJoint(), CacheJoint("cache")])
 def test_a_window_that_attends_otherwise_than_its_context_is_refused(joint):
     kept = KeptKeys(CONTEXT)
     kept.pairs.append((states(CONTEXT), states(CONTEXT)))

@@ -29,7 +29,7 @@ from tests.helpers.networks.common import (
     draw_named,
     switch_checkpointing,
 )
-from tests.helpers.networks.transformers_ import TransformersModule, checkpoint_transformers
+from tests.helpers.networks.transformers_ import TransformersModule, checkpoint_transformers, missing
 
 FLAT, GRID_FORM = "(B·L, V)", "(B, V, T, H, W)"
 CONDITIONS = {
@@ -66,6 +66,7 @@ class Setting:
         checkpoint: Turns activation checkpointing on, or off where it always is; ``None`` if it has none.
         compiled: Name of the network that is compiled; ``""`` where that is not tried.
         distributed: Its case in ``tests/helpers/distributed.py``, run by DDP and by FSDP2; ``""`` where there is none.
+        missing: What the installed libraries lack of it, and tests leave it out for; ``""`` for nothing.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Setting:
     checkpoint: Callable[[pl.LightningModule], None] | None = None
     compiled: str = ""
     distributed: str = ""
+    missing: str = ""
 
     def make(self) -> pl.LightningModule:
         """The module with the weights that every test starts from."""
@@ -153,6 +155,7 @@ def _transformers(name: str, title: str, *, labels: bool, attention: str = "sdpa
         distributed={("llama", True): "llama", ("llama", False): "llama-windows"}.get((name, labels), "")
         if plain
         else "",
+        missing=missing(name, attention),
     )
 
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
 
 import pytest
@@ -76,6 +78,43 @@ def test_a_cache_changes_no_logit():
     rows = [network(captions, TOKENS[:, :length], cache) for length in (0, 1, 2, 5)]
     assert [row.shape[1] for row in rows] == [1, 1, 1, 3]  # the start alone at first
     torch.testing.assert_close(torch.cat(rows, dim=1), network(captions, TOKENS), atol=1e-5, rtol=1e-5)
+
+
+class Renamed(torch.nn.Module):
+    """A language model that takes its cache by another name."""
+
+    def __init__(self, model, name):
+        super().__init__()
+        self.model = model
+        self.names = inspect.signature(model.forward).parameters.keys() & {"cache", "past_key_values"}, name
+        self.forward = functools.partial(self._run)
+        parameters = [inspect.Parameter(one, inspect.Parameter.KEYWORD_ONLY) for one in ("input_ids", name)]
+        self.forward.__signature__ = inspect.Signature(parameters)
+
+    def _run(self, **kwargs):
+        (own,), name = self.names
+        return self.model(**{own if key == name else key: value for key, value in kwargs.items()})
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values", "past_key_value"])
+def test_a_cache_is_handed_over_by_the_models_own_name(name):
+    network, cache = build(), DynamicCache()
+    captions = torch.tensor([[8, 2]])
+    expected = network(captions, TOKENS[:1])
+    network.language_model = Renamed(network.language_model, name)
+    rows = [network(captions, TOKENS[:1, :length], cache) for length in (2, 5)]
+    torch.testing.assert_close(torch.cat(rows, dim=1), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_language_model_without_a_cache_trains_and_refuses_one():
+    network = build()
+    captions = torch.tensor([[8, 2]])
+    expected = network(captions, TOKENS[:1])
+    network.language_model = Renamed(network.language_model, "memory")
+    assert torch.equal(network(captions, TOKENS[:1]), expected)
+    names = "by none of the names cache, past_key_values, past_key_value, layer_past"
+    with pytest.raises(ValueError, match=f"cache must be None: the language model, a Renamed, .* {names}"):
+        network(captions, TOKENS[:1], DynamicCache())
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import contextmanager
 from unittest.mock import patch
 
@@ -129,8 +130,8 @@ def reference_gradients(setting, module, batch, size, window, weight, seed):
     torch.manual_seed(seed)
     with WAYS[setting.reference](stack, first):  # until after backward: checkpointed blocks run again there
         if setting.reference == "cache":
-            logits, targets, options = _through_cache(module.model, batch, first, window.stop - 1)
-            hidden = states[-1]
+            logits = through_cache(module.model, batch, first, window.stop - 1)
+            targets, options, hidden = batch[:, first + 1 : window.stop], {}, states[-1]
         else:
             _, seen = see_loss(module, batch, size)
             rows = seen.rows(window)
@@ -143,11 +144,11 @@ def reference_gradients(setting, module, batch, size, window, weight, seed):
     return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, parameters, gradients, strict=True)}
 
 
-def _through_cache(network, ids, first, last):
-    """Logits of the rows ``first ... last`` over transformers' own cache of the rows before."""
+def through_cache(network, ids, first, last):
+    """Logits of the rows ``first ... last`` over transformers' own cache of the rows before, made without gradient."""
+    name = "cache" if "cache" in inspect.signature(network.forward).parameters else "past_key_values"
     cache = None
     if first:
         with torch.no_grad():
-            cache = network(ids[:, :first], use_cache=True).past_key_values
-    logits = network(ids[:, first:last], past_key_values=cache, use_cache=True).logits
-    return logits, ids[:, first + 1 : last + 1], {}
+            cache = network(ids[:, :first], use_cache=True)[name]
+    return network(ids[:, first:last], use_cache=True, **{name: cache}).logits

@@ -3,19 +3,14 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
+import transformers
 from torch import nn
-from transformers import (
-    AttentionInterface,
-    Emu3ForCausalLM,
-    Emu3TextConfig,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import Emu3TextConfig, GPT2Config, LlamaConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from tests.helpers.networks.common import DEPTH, DIM, HEADS, VOCAB, TokenModule, flat_loss
 
@@ -32,7 +27,7 @@ def lower_right(module, query, key, value, attention_mask, scaling=None, dropout
     return (weights @ value).transpose(1, 2), None
 
 
-AttentionInterface.register("lower_right", lower_right)
+ALL_ATTENTION_FUNCTIONS["lower_right"] = lower_right
 
 SMALL = {
     "vocab_size": VOCAB,
@@ -47,6 +42,15 @@ SMALL = {
 }
 
 
+def missing(name: str, attention: str = "sdpa") -> str:
+    """What the installed transformers lacks of a network, ``""`` for nothing."""
+    if name == "qwen3" and not hasattr(transformers, "Qwen3Config"):
+        return "transformers has Qwen3 from 4.51 on"
+    if name == "gpt2" and attention != "sdpa" and "layer_past" in inspect.signature(GPT2Block.forward).parameters:
+        return "GPT-2 takes a tuple and no cache before transformers 4.52"
+    return ""
+
+
 def build_transformers(name: str, attention: str) -> nn.Module:
     if name == "gpt2":
         sizes = {"vocab_size": VOCAB, "n_positions": 40, "n_embd": DIM, "n_layer": DEPTH, "n_head": HEADS}
@@ -54,12 +58,17 @@ def build_transformers(name: str, attention: str) -> nn.Module:
     elif name == "llama":
         config = LlamaConfig(**SMALL)
     elif name == "qwen3":
-        config = Qwen3Config(**SMALL, head_dim=DIM // HEADS)
+        config = transformers.Qwen3Config(**SMALL, head_dim=DIM // HEADS)
     else:
         config = Emu3TextConfig(**SMALL)
     config._attn_implementation = attention
-    networks = {"gpt2": GPT2LMHeadModel, "llama": LlamaForCausalLM, "qwen3": Qwen3ForCausalLM, "emu3": Emu3ForCausalLM}
-    return networks[name](config)
+    networks = {
+        "gpt2": "GPT2LMHeadModel",
+        "llama": "LlamaForCausalLM",
+        "qwen3": "Qwen3ForCausalLM",
+        "emu3": "Emu3ForCausalLM",
+    }
+    return getattr(transformers, networks[name])(config)
 
 
 class TransformersModule(TokenModule):
