@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from reco_lightning.prediction import GenerationRequests, VideoWriter
 from reco_lightning.tokenizers.base import to_uint8
 from reco_lightning.tokenizers.vqvae import VQVAE
 from tests.helpers.checkpoints import save
+from tests.helpers.processes import started
 from tests.helpers.sampling import predict
 
 GRID = (3, 2, 2)
@@ -59,27 +58,15 @@ def launched(saved, tmp_path_factory):
     ours = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     environment = {k: v for k, v in os.environ.items() if k not in ours and not k.startswith(("SLURM_", "PYTEST_"))}
     folder = tmp_path_factory.mktemp("launched")
-    started = {
-        case: subprocess.Popen(
-            [sys.executable, "-m", "tests.helpers.sampling", case, *saved, str(folder / case), "2"],
-            cwd=ROOT,
-            env=environment | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        for case in ("predict", "fit")
-    }
-    try:
-        for case, process in started.items():
+    cases = "predict", "fit"
+    commands = [
+        [sys.executable, "-m", "tests.helpers.sampling", case, *saved, str(folder / case), "2"] for case in cases
+    ]
+    with started(*commands, environment=environment | {"OMP_NUM_THREADS": "1"}) as processes:
+        for case, process in zip(cases, processes, strict=True):
             text, _ = process.communicate(timeout=400)
             assert process.returncode == 0, f"{case}: {text[-3000:]}"
-        yield folder
-    finally:
-        for process in started.values():
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+        return folder
 
 
 def test_two_processes_write_the_set_of_one(launched, alone):

@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.helpers.distributed import CASES, RANKS, STEPS, fit
+from tests.helpers.processes import started
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 100  # seconds after which a launch counts as hanging
@@ -31,15 +33,9 @@ class Launch:
         folder.mkdir()
         self.folder = folder
         environment = {k: v for k, v in os.environ.items() if k not in OURS and not k.startswith(("SLURM_", "PYTEST_"))}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.helpers.distributed", strategy, str(folder), *names],
-            cwd=ROOT,
-            env=environment | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        command = [sys.executable, "-m", "tests.helpers.distributed", strategy, str(folder), *names]
+        self.stack = ExitStack()
+        (self.process,) = self.stack.enter_context(started(command, environment=environment | {"OMP_NUM_THREADS": "1"}))
         self.text = None
 
     def wait(self):
@@ -48,28 +44,24 @@ class Launch:
             try:
                 self.text, _ = self.process.communicate(timeout=LIMIT)
             except subprocess.TimeoutExpired:
-                self.kill()
+                os.killpg(self.process.pid, signal.SIGKILL)
                 self.text, _ = self.process.communicate()
                 pytest.fail(f"still running after {LIMIT} s:\n{self.text[-3000:]}")
         return self.text
-
-    def kill(self):
-        if self.text is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
 def launches(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distributed")
-    started = {}
+    running = {}
     try:
         for strategy in STRATEGIES:  # all at once: a process spends most of its time on imports
-            started[strategy, "fits"] = Launch(strategy, folder / strategy, RUNS[strategy])
-            started[strategy, "refusal"] = Launch(strategy, folder / f"{strategy}-refused", [REFUSED[strategy]])
-        yield started
+            running[strategy, "fits"] = Launch(strategy, folder / strategy, RUNS[strategy])
+            running[strategy, "refusal"] = Launch(strategy, folder / f"{strategy}-refused", [REFUSED[strategy]])
+        yield running
     finally:
-        for launch in started.values():
-            launch.kill()
+        for launch in running.values():
+            launch.stack.close()
 
 
 @pytest.fixture(scope="module")

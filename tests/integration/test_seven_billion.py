@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from reco_lightning.cli import main
 from reco_lightning.models.text_video_network import TextVideoNetwork
 from tests.helpers.distributed import RANKS, STEPS
+from tests.helpers.processes import started
 from tests.helpers.text_video import CASES, SMALL, fit, recipe
 
 ROOT = Path(__file__).parents[2]
@@ -62,21 +61,10 @@ def seen(tmp_path_factory):
     torch.manual_seed(1)
     LlamaForCausalLM(LlamaConfig(**SMALL)).save_pretrained(folder / "llama")
     environment = {k: v for k, v in os.environ.items() if k not in OURS and not k.startswith(("SLURM_", "PYTEST_"))}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.helpers.text_video", str(folder), *CASES],
-        cwd=ROOT,
-        env=environment | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
+    command = [sys.executable, "-m", "tests.helpers.text_video", str(folder), *CASES]
+    with started(command, environment=environment | {"OMP_NUM_THREADS": "1"}) as (process,):
         found = {(name, None): fit(name, folder) for name in CASES}
         text, _ = process.communicate(timeout=LIMIT)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 0, text[-5000:]
     for name in CASES:
         for rank in range(RANKS):

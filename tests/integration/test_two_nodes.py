@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
-import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 
 from reco_lightning.cli import main
 from reco_lightning.data.tokens import ClipSource, TokenShardWriter
+from tests.helpers.processes import started
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 150  # seconds after which a launch counts as hanging
@@ -73,26 +73,14 @@ def launch(request, tokens, tmp_path_factory):
     """Folder and words of a run on two nodes."""
     folder, port = tmp_path_factory.mktemp(request.param), free_port()
     inherited = {k: v for k, v in os.environ.items() if k not in OURS and not k.startswith(("SLURM_", "PYTEST_"))}
-    nodes = []
-    try:
+    with ExitStack() as stack:
+        nodes = []
         for node in range(NODES):
             command, told = LAUNCHERS[request.param](node, port)
-            nodes.append(
-                subprocess.Popen(
-                    [*command, *options(tokens, folder, nodes=NODES)],
-                    cwd=ROOT,
-                    env=inherited | told | {"OMP_NUM_THREADS": "1"},
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                    start_new_session=True,
-                )
-            )
+            environment = inherited | told | {"OMP_NUM_THREADS": "1"}
+            command = [*command, *options(tokens, folder, nodes=NODES)]
+            nodes += stack.enter_context(started(command, environment=environment))
         texts = [node.communicate(timeout=LIMIT)[0] for node in nodes]
-    finally:
-        for node in nodes:
-            if node.poll() is None:
-                os.killpg(node.pid, signal.SIGKILL)
     assert [node.returncode for node in nodes] == [0] * NODES, "\n".join(texts)[-5000:]
     return folder, texts
 

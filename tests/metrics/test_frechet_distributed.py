@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.helpers.processes import started
 from tests.metrics.test_frechet_metric import KINDS, filled
 
 ROOT = Path(__file__).parents[2]
@@ -39,16 +39,11 @@ dist.destroy_process_group()
 
 def test_two_processes_give_the_number_of_one(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(rank), str(tmp_path)], env=environment, cwd=ROOT,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    for process in processes:
-        text, _ = process.communicate(timeout=200)
-        assert process.returncode == 0, text
+    commands = [[sys.executable, "-c", PROCESS, str(rank), str(tmp_path)] for rank in range(2)]
+    with started(*commands, environment=environment) as processes:
+        for process in processes:
+            text, _ = process.communicate(timeout=200)
+            assert process.returncode == 0, text
     for name, make in KINDS.items():
         alone = filled(make())
         for rank in range(2):
