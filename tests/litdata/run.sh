@@ -4,6 +4,7 @@
 # They have an environment of their own, which lies over PYTHON's and is thrown away: litdata names torchvision among its
 # requirements, which has no CPU build on PyPI and breaks parts of transformers and torchmetrics beside one of torch.
 # Token shards need nothing of it, so litdata is installed without its requirements, and what it does import is named here.
+# PIP_CONSTRAINT chooses the releases; without it they are those that are locked for PYTHON.
 set -euo pipefail
 base="$(realpath -s "${1:-python3}")"
 shift || true
@@ -15,8 +16,8 @@ trap 'rm -rf "$layer"' EXIT
 python="$layer/bin/python"
 packages="$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 { "$base" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; pwd; } >"$packages/base.pth"
-"$python" -m pip install --quiet --disable-pip-version-check --no-deps \
-  litdata==0.2.76 boto3==1.44.5 botocore==1.44.5 s3transfer==0.19.3 jmespath==1.1.0 obstore==0.12.1
+env $(.ci/locked "$python") ${PIP_CONSTRAINT:+"PIP_CONSTRAINT=$PIP_CONSTRAINT"} \
+  "$python" -m pip install --quiet --no-deps litdata boto3 botocore s3transfer jmespath obstore
 
 if "$python" -c 'import torchvision' 2>/dev/null; then
   echo "torchvision is installed: the tests are to show that token shards do without" >&2
