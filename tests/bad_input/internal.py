@@ -186,5 +186,6 @@ INTERNAL: dict[str, str] = {
     "tokenizers.vqvae.psnr": "called by VQVAE",
     "tokenizers.vqvae.rate_factor": "called by VQVAE",
     "whole_file": "called with paths that were checked",
+    "transformers_cache": "asks layers and models that the caller has found",
 }
 """Names that the package's own code calls."""
