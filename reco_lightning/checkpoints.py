@@ -18,6 +18,8 @@ __all__ = ["VIDEO_MODEL", "checkpoint_model", "load_module"]
 
 VIDEO_MODEL = "reco_lightning.models.video_model.VideoModel"
 _TEXT_VIDEO_MODEL = "reco_lightning.models.text_video_model.TextVideoModel"
+#: What LightningCLI names in a checkpoint; Lightning before 2.6.6 calls whatever function stands there.
+_INSTANTIATORS = ("lightning.pytorch.cli.instantiate_module", "pytorch_lightning.cli.instantiate_module")
 
 Kind = TypeVar("Kind", bound=L.LightningModule)
 
@@ -62,6 +64,12 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
         ) from error
     if not isinstance(stored, dict) or not isinstance(stored.get("hyper_parameters", {}), dict):
         raise ValueError(f"checkpoint must be a file that a trainer wrote, got {os.fspath(path)!r}, which is another")
+    instantiator = stored.get("hyper_parameters", {}).get("_instantiator", _INSTANTIATORS[0])
+    if instantiator not in _INSTANTIATORS:
+        raise ValueError(
+            f"checkpoint must name no function but {_INSTANTIATORS[0]} to make its module, got {instantiator!r} in "
+            f"{os.fspath(path)!r}, which loading would call"
+        )
     return stored
 
 

@@ -50,7 +50,8 @@ def test_stated_reads_config_files_in_order(tmp_path: Path) -> None:
 
 def test_checkpoint_model(tmp_path: Path) -> None:
     path = tmp_path / "x.ckpt"
-    torch.save({"hyper_parameters": {"_class_path": "a.B", "_instantiator": "c", "width": 3}}, path)
+    made = {"_class_path": "a.B", "_instantiator": "lightning.pytorch.cli.instantiate_module"}
+    torch.save({"hyper_parameters": made | {"width": 3}}, path)
     assert checkpoint_model(path) == {"class_path": "a.B", "init_args": {"width": 3}}
     torch.save({"hyper_parameters": {"width": 3}}, path)
     assert checkpoint_model(path) is None
