@@ -314,7 +314,7 @@ def _axes(ax: Axes | None) -> tuple[Figure, Axes]:
     if ax is not None and not hasattr(ax, "get_figure"):
         raise ValueError(f"ax must be matplotlib's Axes, or None for a new figure, got {ax!r}")
     if ax is not None:
-        return ax.get_figure(root=True), ax  # type: ignore[return-value]
+        return ax.figure.figure, ax
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:

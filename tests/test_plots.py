@@ -48,6 +48,8 @@ def test_given_axes_are_used() -> None:
     left, right = fig.subplots(1, 2)
     assert loss_curves({"a": [(0, 1)]}, ax=left) == (fig, left)
     assert position_cross_entropy({"a": np.ones(4)}, 2, ax=right) == (fig, right)
+    part = fig.subfigures(2)[0].subplots()
+    assert loss_curves({"a": [(0, 1)]}, ax=part) == (fig, part)
 
 
 @pytest.mark.parametrize("curves", [{}, {"plain": []}])
