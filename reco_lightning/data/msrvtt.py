@@ -84,7 +84,10 @@ def _from_json(path: str | os.PathLike[str], captions: dict[str, list[str]]) -> 
 
 def _from_csv(path: str | os.PathLike[str], captions: dict[str, list[str]]) -> list[str]:
     """Videos of a CSV file; its sentences, or those of the JSON files beside it, are added to `captions`."""
-    rows = list(csv.DictReader(f"{line}\n" for line in read_lines(path, argument="index")))
+    try:
+        rows = list(csv.DictReader(f"{line}\n" for line in read_lines(path, argument="index")))
+    except csv.Error as error:  # a quote that is never closed; in Python 3.10 a NUL
+        raise ValueError(f"index must be a CSV file, got {os.fspath(path)!r}: {error}") from error
     if not rows or "video_id" not in rows[0]:
         columns = list(rows[0]) if rows else "no line"
         raise ValueError(f"index must have a column video_id, got {columns} in {os.fspath(path)}")

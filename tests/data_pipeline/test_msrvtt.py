@@ -80,6 +80,9 @@ def test_the_1k_a_split(root, data, tmp_path):
     train.write_text("name\nvideo0\n")
     with pytest.raises(ValueError, match=r"index must have a column video_id, got \['name'\] in .*csv"):
         open_index(root, layout="msrvtt", index=train)
+    train.write_text('video_id\n"video0' + 2**17 * "\n")
+    with pytest.raises(ValueError, match=r"index must be a CSV file, got '.*csv': field larger than field limit"):
+        open_index(root, layout="msrvtt", index=train)
 
 
 def test_what_does_not_fit(root, data, tmp_path):
