@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,8 @@ __all__ = ["VIDEO_MODEL", "checkpoint_model", "load_module"]
 
 VIDEO_MODEL = "reco_lightning.models.video_model.VideoModel"
 _TEXT_VIDEO_MODEL = "reco_lightning.models.text_video_model.TextVideoModel"
+#: Where Lightning looks for a module's arguments; the last two are keys of its older releases.
+_HYPERPARAMETERS = ("hyper_parameters", "hparams", "module_arguments")
 #: What LightningCLI names in a checkpoint; Lightning before 2.6.6 calls whatever function stands there.
 _INSTANTIATORS = ("lightning.pytorch.cli.instantiate_module", "pytorch_lightning.cli.instantiate_module")
 
@@ -64,12 +67,16 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
         ) from error
     if not isinstance(stored, dict) or not isinstance(stored.get("hyper_parameters", {}), dict):
         raise ValueError(f"checkpoint must be a file that a trainer wrote, got {os.fspath(path)!r}, which is another")
-    instantiator = stored.get("hyper_parameters", {}).get("_instantiator", _INSTANTIATORS[0])
-    if instantiator not in _INSTANTIATORS:
-        raise ValueError(
-            f"checkpoint must name no function but {_INSTANTIATORS[0]} to make its module, got {instantiator!r} in "
-            f"{os.fspath(path)!r}, which loading would call"
+    for key in _HYPERPARAMETERS:
+        arguments = stored.get(key)
+        named = (
+            arguments.get("_instantiator", _INSTANTIATORS[0]) if isinstance(arguments, Mapping) else _INSTANTIATORS[0]
         )
+        if named not in _INSTANTIATORS:
+            raise ValueError(
+                f"checkpoint must name no function but {_INSTANTIATORS[0]} to make its module, got {named!r} in "
+                f"{os.fspath(path)!r}, which loading would call"
+            )
     return stored
 
 

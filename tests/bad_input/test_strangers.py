@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import os
 import pickle
@@ -15,6 +16,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from lightning.pytorch.core import saving
 
 from reco_lightning import metrics
 from reco_lightning.checkpoints import checkpoint_model, load_module
@@ -158,15 +160,27 @@ def test_a_checkpoint_names_no_class_but_a_module(name, tmp_path):
         load_module(str(path), VideoModel)
 
 
-def test_a_checkpoint_names_no_function_that_is_called(tmp_path, trap):
+# the last two are where Lightning looks for arguments that its older releases wrote
+@pytest.mark.parametrize("key", ["hyper_parameters", "hparams", "module_arguments"])
+def test_a_checkpoint_names_no_function_that_is_called(key, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(os, "stranger", lambda *arguments: calls.append(arguments), raising=False)
+    # Lightning before 2.6.6 has no list of functions that it calls
+    monkeypatch.setattr(saving, "_ALLOWED_INSTANTIATORS", {"os.stranger"}, raising=False)
     path = Path(save(VQVAE(codebook_size=4, width=8), tmp_path / "a.ckpt"))
     stored = torch.load(path, weights_only=True)
-    stored["hyper_parameters"] |= {"_class_path": "reco_lightning.tokenizers.vqvae.VQVAE", "_instantiator": "os.mkdir"}
+    named = {"_class_path": "reco_lightning.tokenizers.vqvae.VQVAE", "_instantiator": "os.stranger"}
+    stored[key] = stored.get(key, {}) | named
     torch.save(stored, path)
-    with pytest.raises(
-        ValueError, match=r"checkpoint must name no function but lightning.* got 'os\.mkdir' in '.*a\.ckpt'"
-    ):
-        load_module(str(path), VQVAE)
+    for read in (lambda: load_module(str(path), VQVAE), lambda: checkpoint_model(path)):
+        with pytest.raises(
+            ValueError, match=r"checkpoint must name no function but lightning.* got 'os\.stranger' in '.*a\.ckpt'"
+        ):
+            read()
+    assert calls == []
+    with contextlib.suppress(Exception):  # what comes of it is no module
+        VQVAE.load_from_checkpoint(path)
+    assert len(calls) == 1  # Lightning alone would have called it
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["tokens", "table"])
