@@ -61,6 +61,9 @@ docs: $(VENV)/dev.stamp  ## Build the documentation into docs/_build/html; a war
 lock:  ## Lock the newest releases for every Python in .ci/constraints; wants each Python, on Linux
 	$(PYTHON) .ci/lock.py "$(TORCH)" litdata,$(DEV_EXTRAS) $(LOCKED_PYTHONS)
 
+gpu:  ## Check and measure on a CUDA device, with the Python that is there and without installing anything
+	PYTHONPATH=. $(PYTHON) -m tests.cuda $(ARGS)
+
 clean:  ## Remove the environments and everything built
 	rm -rf $(VENV) $(NEWEST) $(OLDEST) build dist docs/_build docs/generated outputs .mypy_cache .pytest_cache .ruff_cache
 
