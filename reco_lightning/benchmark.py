@@ -21,6 +21,7 @@ import torch.nn.functional as F
 
 from reco_lightning.callback import ReCoCallback
 from reco_lightning.checks import check_text, check_texts, check_whole
+from reco_lightning.cost import collect_new_objects
 from reco_lightning.engines.compiled import RecompileLimit
 from reco_lightning.explanation import Explanation, explain
 from reco_lightning.injection import Injection
@@ -239,7 +240,7 @@ class StepBenchmark:
         Returns:
             One measurement per method, in their order.
         """
-        with self._room_to_compile():
+        with self._room_to_compile(), collect_new_objects():
             for number in range(steps):
                 self.progress(f"{self.size}: step {number + 1} of {steps} of each kind")
                 for run in itertools.chain(*self.runs.values()):

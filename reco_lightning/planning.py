@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 from typing_extensions import override
 
+from reco_lightning.cost import collect_new_objects
 from reco_lightning.engines.interception import FunctionTap
 
 __all__ = ["Kernels", "StepTrace", "StepTracker", "run_kernels", "trace_step"]
@@ -133,6 +134,7 @@ def trace_step(
         if gc.isenabled():  # when Python collects is chance, and would make the peak so
             gc.disable()
             stack.callback(gc.enable)
+        stack.enter_context(collect_new_objects())
         tracker = stack.enter_context(StepTracker())
         for parameter in trained:
             parameter.grad = torch.empty_like(parameter) if gradients else None

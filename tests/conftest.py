@@ -3,16 +3,9 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 
 import pytest
-
-
-def pytest_collection_finish():
-    """Takes what all modules hold out of the collector's sight: steps whose memory is measured collect many times."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
