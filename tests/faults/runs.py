@@ -93,6 +93,7 @@ def in_a_process(run: Callable[[], Any], folder: Path, seconds: float = 240) -> 
     ended = process.exitcode is not None
     if not ended:
         process.kill()
+        process.join()
     assert ended, f"not ended after {seconds} s: {log.read_text()}"
     return process.exitcode, log.read_text()
 

@@ -66,7 +66,7 @@ def run(folder, number, seconds):
     ("number", "seconds", "texts"),
     [
         (signal.SIGKILL, 600, ("process 1 terminated with signal SIGKILL", "Connection closed by peer")),
-        (signal.SIGSTOP, 15, ("Timed out waiting 15000ms",)),
+        (signal.SIGSTOP, 5, ("Timed out waiting 5000ms",)),
     ],
     ids=["killed", "hanging"],
 )

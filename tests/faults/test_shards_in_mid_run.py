@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from reco_lightning import VideoModel
@@ -31,14 +33,20 @@ MESSAGES = {cut: START + "100 bytes", vanish: r"(?s)tokens-0000\d-\w+\.npy must 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("fault", MESSAGES)
 def test_the_loader_names_the_file(tmp_path, fault, workers):
-    write_shards(tmp_path, clips=24)
-    data = TokenDataModule(str(tmp_path), batch_size=1, num_workers=workers, val_fraction=0)
-    data.setup("fit")
-    batches = iter(data.train_dataloader())
-    next(batches)  # files are mapped, and the workers read ahead a few batches of 24
-    fault(tmp_path)
-    with pytest.raises(ValueError, match=MESSAGES[fault]):
+    shards = write_shards(tmp_path / "tokens", clips=24)
+
+    def run():
+        data = TokenDataModule(str(shards), batch_size=1, num_workers=workers, val_fraction=0)
+        data.setup("fit")
+        batches = iter(data.train_dataloader())
+        next(batches)  # files are mapped, and the workers read ahead a few batches of 24
+        fault(shards)
         list(batches)
+
+    # its error holds the iterator: whichever test collects that waits for the workers, 5 s for each
+    code, said = in_a_process(run, tmp_path)
+    assert code == 1
+    assert re.search(MESSAGES[fault], said), said
 
 
 def test_a_table_that_is_cut_off_is_named(tmp_path):

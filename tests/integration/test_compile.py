@@ -18,6 +18,9 @@ from tests.helpers.foreign import BLOCKS, DIM, PER_BLOCK, TOKENS, VOCAB, Network
 from tests.helpers.networks.common import quieten
 from tests.helpers.settings import SETTINGS, WINDOWS
 
+# a first, a last and one between, each with a graph of its own: compiling is what takes the time
+THREE_WINDOWS = WindowSampler(BLOCKS, PER_BLOCK, window_blocks=3, seed=2)
+
 
 class Encoder(nn.Module):
     def __init__(self):
@@ -86,9 +89,7 @@ def fit(build, how, sampler=None, *, dynamic=None, **options):
             block.compile(**compiling)
     torch._dynamo.reset()
     counters.clear()
-    trainer(ReCoCallback(sampler or WindowSampler(BLOCKS, PER_BLOCK, seed=2), **options), max_epochs=3).fit(
-        module, batches(count=4)
-    )
+    trainer(ReCoCallback(sampler or THREE_WINDOWS, **options), max_epochs=3).fit(module, batches(count=4))
     return {name.replace("_orig_mod.", ""): value for name, value in module.state_dict().items()}
 
 
@@ -104,20 +105,21 @@ def test_compiled_networks_train_to_the_same_weights_without_a_graph_break(name)
     own = fit(build, "in place", **options)
     assert_equal(own, plain)
     assert not counters["graph_break"]
-    # windows 0-12, 6-18, 12-24, 18-30, and at most as many pairs of them
-    assert 1 <= counters["stats"]["unique_graphs"] <= (4 if "windows_per_batch" not in options else 16)
+    # of each window, and at most of each pair
+    assert 1 <= counters["stats"]["unique_graphs"] <= (3 if "windows_per_batch" not in options else 9)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_sizes_that_are_symbols(name):
     """torch makes them so where one network runs on sequences of several lengths."""
     build, options = NETWORKS[name]
-    assert_equal(fit(build, "in place", dynamic=True, **options), fit(build, None, **options))
+    windows = WindowSampler(BLOCKS, PER_BLOCK, window_blocks=3, stride_blocks=2, seed=2)  # the first and the last
+    assert_equal(fit(build, "in place", windows, dynamic=True, **options), fit(build, None, windows, **options))
 
 
 # a warning that torch gives itself while it traces a block on states with a graph
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize(("how", "graphs"), [("wrapped", 4), ("blocks", 3 * 4)])
+@pytest.mark.parametrize(("how", "graphs"), [("wrapped", 3), ("blocks", 3 * 3)])
 def test_compiled_by_a_wrapper_or_block_by_block(how, graphs):
     plain = fit(Network, None)
     own = fit(Network, how)
