@@ -10,6 +10,9 @@ ARGS ?=
 # Processes that share the tests
 WORKERS ?= 2
 
+# torch of the newest environment: torch==2.13.0 takes a local build where there is one, and not the newest with its CUDA libraries
+TORCH_NEWEST ?= torch
+
 # The Python of the oldest environment: the oldest that pyproject.toml allows. The variable has a meaning for pyenv alone.
 PYTHON_OLDEST ?= PYENV_VERSION=3.10 python3.10
 
@@ -36,9 +39,9 @@ demo: $(VENV)/demo.stamp  ## Train plainly and with ReCo on real clips; the resu
 test: $(VENV)/dev.stamp  ## Run the tests, doctests and every block of the documentation
 	$(call PYTEST,$(VENV))
 
-test-newest:  ## Run the tests with the newest release of every dependency, torch included, in .venv-newest
+test-newest:  ## Run the tests with the newest release of every dependency, in .venv-newest
 	$(PYTHON) -m venv $(NEWEST)
-	$(NEWEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager torch -e ".[$(DEV_EXTRAS)]"
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager "$(TORCH_NEWEST)" -e ".[$(DEV_EXTRAS)]"
 	$(NEWEST)/bin/python -m pip check
 	$(call PYTEST,$(NEWEST))
 

@@ -20,6 +20,8 @@ from reco_lightning.checkpoints import checkpoint_model
 from reco_lightning.cli import COMMANDS, Command, main, resolve_recipes
 from tests.helpers.cli_modules import TinyModel
 
+pytestmark = pytest.mark.third_party
+
 # A resumed run of these tests has a folder of its own.
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed from")
 

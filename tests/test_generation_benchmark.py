@@ -13,6 +13,8 @@ from reco_lightning.cli import main
 from reco_lightning.generation_benchmark import GenerationSpeed, as_llama, compare_generation
 from reco_lightning.models.transformer import VideoTransformer
 
+pytestmark = pytest.mark.third_party
+
 
 def build(**options):
     torch.manual_seed(0)

@@ -15,6 +15,8 @@ from packaging.requirements import Requirement
 
 import reco_lightning
 
+pytestmark = pytest.mark.third_party
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:

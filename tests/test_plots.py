@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 
 from reco_lightning.plots import COLOURS, loss_curves, position_cross_entropy
 
+pytestmark = pytest.mark.third_party
+
 
 def test_loss_curves_draws_every_run_with_its_own_colour_dash_and_marker() -> None:
     fig, ax = loss_curves({"plain": [(0, 5.0), (10, 4.0)], "ReCo": [(0, 5.0), (10, 4.5)]}, x_label="TFLOP")

@@ -14,6 +14,8 @@ from tests.helpers.foreign import trainer
 from tests.helpers.networks.refused import PytorchLightningModule
 from tests.helpers.settings import REFUSALS, WINDOWS
 
+pytestmark = pytest.mark.third_party
+
 
 def installed(module):
     parts = module.named_modules() if isinstance(module, torch.nn.Module) else [("", module)]

@@ -17,6 +17,8 @@ from reco_lightning.tokenizers.vqvae import VQVAE
 from tests.helpers import foreign
 from tests.helpers.checkpoints import save
 
+pytestmark = pytest.mark.third_party
+
 GRID = (2, 2, 2)
 
 

@@ -24,6 +24,8 @@ from tests.helpers.networks.common import BATCH, BLOCKS, PER_BLOCK, RATES, quiet
 from tests.helpers.networks.references import reference_gradients, see_loss
 from tests.helpers.settings import CONDITIONS, REFUSALS, SETTINGS, WINDOWS, support_matrix, tried
 
+pytestmark = pytest.mark.third_party
+
 WHOLE = WindowSampler(BLOCKS, PER_BLOCK, window_blocks=BLOCKS)
 SINGLE = WindowSampler(BLOCKS, PER_BLOCK, window_blocks=1)
 STEPS = 3

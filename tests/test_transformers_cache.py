@@ -20,6 +20,8 @@ from tests.helpers.networks.common import BATCH, draw_ids
 from tests.helpers.networks.references import reference_gradients
 from tests.helpers.settings import WINDOWS, Setting
 
+pytestmark = pytest.mark.third_party
+
 CALLS = {
     "cache": (partial(CachingModule, caching.CacheLayer, cache=None, use_cache=False), "cache"),
     "past_key_values": (partial(CachingModule, caching.PastKeyValuesLayer, past_key_values=None), "past_key_values"),

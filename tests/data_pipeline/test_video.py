@@ -9,6 +9,8 @@ from reco_lightning.data import readers, video
 from reco_lightning.data.video import VideoError, VideoInfo, fit_size, probe, read_clip
 from tests.helpers.videos import cut_in_front, damage, encode, encode_sound, grey_frames, numbers_of, turn
 
+pytestmark = pytest.mark.third_party
+
 FRAMES = 40
 SOUND = {
     "plain.mp4": {},

@@ -16,6 +16,8 @@ from reco_lightning import ReCoCallback, WindowSampler
 from tests.helpers import foreign
 from tests.helpers.foreign import BLOCKS, PER_BLOCK, ShiftedInput, batches, trainer
 
+pytestmark = pytest.mark.third_party
+
 FIRST = WindowSampler(BLOCKS, PER_BLOCK, first_window_prob=1.0)
 
 

@@ -17,6 +17,8 @@ from tests.helpers.foreign import trainer
 from tests.helpers.networks.references import through_cache
 from tests.helpers.networks.transformers_ import missing
 
+pytestmark = pytest.mark.third_party
+
 VOCAB, TOKENS = 24, 30
 SMALL = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
 QWEN3 = pytest.mark.skipif(bool(missing("qwen3")), reason=missing("qwen3"))

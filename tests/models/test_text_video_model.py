@@ -28,6 +28,8 @@ from tests.helpers.foreign import trainer
 from tests.helpers.words import save_words
 from tests.models.test_text_video_network import LLAMA, TEXT, VIDEO
 
+pytestmark = pytest.mark.third_party
+
 GRID, TOKENS = (5, 1, 2), 10
 CAPTIONS = torch.tensor([[-1, -1, 4], [8, 2, 10], [-1, -1, -1], [-1, 5, 4]])
 

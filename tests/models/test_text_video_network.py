@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, GPT2LMH
 
 from reco_lightning.models.text_video_network import TextVideoNetwork, rows_like
 
+pytestmark = pytest.mark.third_party
+
 TEXT, VIDEO, GRID = 11, 6, (3, 1, 2)
 LLAMA = {
     "model_type": "llama",

@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from reco_lightning.tokenizers.emu3 import Emu3Tokenizer
 from tests.helpers import tiny_tokenizers as tiny
 
+pytestmark = pytest.mark.third_party
+
 
 @pytest.fixture(scope="module")
 def network():

@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from reco_lightning.tokenizers.vidtok import VidTokTokenizer
 from tests.helpers import tiny_tokenizers as tiny
 
+pytestmark = pytest.mark.third_party
+
 
 @pytest.fixture(scope="module")
 def causal():
