@@ -154,7 +154,7 @@ class Injection:
             return F.cross_entropy(logits, target, *args, **kwargs)
         if output is None:
             raise RuntimeError("the network's cross-entropy was met before the network's head had run")
-        options = dict(zip(_OPTIONS, args, strict=False)) | kwargs
+        options = {_OPTIONS[place]: value for place, value in enumerate(args)} | kwargs
         length = target.numel() // output.batch
         self._check_rows(output, length)
         offset = output.rows - self.loss_tail - length

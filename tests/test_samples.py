@@ -101,7 +101,7 @@ def test_a_resumed_run_goes_on_counting(tmp_path, checkpoint):
     assert files(tmp_path) == ["step-00000003.mp4"]
     trainer = foreign.trainer(SampleVideos(checkpoint, every_n_steps=3, n=1), max_epochs=2, **options)
     loader = torch.utils.data.DataLoader(Augmented(), batch_size=2)
-    trainer.fit(VideoModel(network), loader, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    trainer.fit(VideoModel(network), loader, ckpt_path=tmp_path / "last.ckpt")
     assert trainer.global_step == 8
     assert files(tmp_path) == ["step-00000003.mp4", "step-00000006.mp4"]
 

@@ -285,7 +285,8 @@ def test_what_goes_wrong_in_a_page_is_told(run: Runner, tmp_path: Path) -> None:
     found = run(folder, [["python", "import os\nassert 'LEFT' not in os.environ\nname\n", "page.md", 9]])
     assert 'File "page.md", line 11' in found
     assert "NameError" in found
-    assert "unrecognized" in run(folder, [["parse", ["generate", "--checkpoint", "a", "--no_such_option", "1"]]])
+    found = run(folder, [["parse", ["generate", "--checkpoint", "a", "--no_such_option", "1"]]])
+    assert "unrecognized arguments: --no_such_option" in found.lower()
     assert "exit status 2" in run(folder, [["run", ["recipes", "show", "no-such-recipe"]]])
 
 
