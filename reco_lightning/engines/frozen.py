@@ -194,7 +194,7 @@ class FrozenEngine(PatchedEngine):
                 run.contexts[index + 1, number] = passed.detach()
             output = self._joint.run_window(partial(call, window, first, group.stop), kept, group.stop - first)
         else:
-            output = call(window, first, group.stop)
+            output = self._joint.run_without_context(partial(call, window, first, group.stop))
         if index == self.last:
             # What stands between blocks and head, and may count on T rows, gets T rows.
             before, after = group.loss_start, run.rows - group.stop

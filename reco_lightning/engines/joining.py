@@ -71,6 +71,9 @@ class Joint(Protocol):
     def run_window(self, call: Callable[..., Any], kept: KeptKeys, rows: int) -> Any:
         """Runs the block on its ``rows`` window rows with the kept keys and values in front of its own."""
 
+    def run_without_context(self, call: Callable[..., Any]) -> Any:
+        """Runs the block on a window that starts the sequence."""
+
 
 class AttentionJoint:
     """Through ``torch.nn.functional.scaled_dot_product_attention``, however the block calls it."""
@@ -79,11 +82,17 @@ class AttentionJoint:
         """See ``Joint``."""
 
         def record(
-            query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+            query: torch.Tensor,
+            key: torch.Tensor,
+            value: torch.Tensor,
+            attn_mask: torch.Tensor | None = None,
+            dropout_p: float = 0.0,
+            is_causal: bool = False,
+            **kwargs: Any,
         ) -> torch.Tensor:
             if query.shape[-2] == key.shape[-2] == kept.rows:
                 kept.keep(key, value)
-            return scaled_dot_product_attention(query, key, value, *args, **kwargs)
+            return _attend_plainly(query, key, value, attn_mask, dropout_p, is_causal, **kwargs)
 
         with FunctionTap({scaled_dot_product_attention: record}):
             return call()
@@ -93,6 +102,13 @@ class AttentionJoint:
         output, joined = self._attend(call, kept, rows)
         _check(joined, kept)
         return output
+
+    def run_without_context(self, call: Callable[..., Any]) -> Any:
+        """See ``Joint``."""
+        if not torch.compiler.is_compiling():
+            return call()
+        with FunctionTap({scaled_dot_product_attention: _attend_plainly}):
+            return call()
 
     def _attend(self, call: Callable[..., Any], kept: KeptKeys, rows: int) -> tuple[Any, int]:
         joined = taken = 0
@@ -113,6 +129,22 @@ class AttentionJoint:
 
         with FunctionTap({scaled_dot_product_attention: attend}):
             return call(), joined
+
+
+def _attend_plainly(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **kwargs: Any,
+) -> torch.Tensor:
+    # Where torch.compile has symbols for sizes, transformers' ``rows > 1`` is one: torch 2.9 takes bools alone, and only
+    # a branch makes one of it.
+    if is_causal:
+        return scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, True, **kwargs)
+    return scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, False, **kwargs)
 
 
 def _check(joined: int, kept: KeptKeys) -> None:

@@ -114,6 +114,7 @@ class Refusal:
         error: The error's class.
         draw: Makes a batch out of a seed.
         sampler: The windows.
+        missing: What the installed libraries lack of it, see ``Setting``.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Refusal:
     error: type[Exception] = MisconfigurationException
     draw: Callable[[int], Any] = draw_ids
     sampler: WindowSampler = WINDOWS
+    missing: str = ""
 
 
 def _decoder(name: str, shape: str, loss: str = FLAT, head: str = "network.head", **options: Any) -> Setting:
@@ -365,17 +367,12 @@ REFUSALS: tuple[Refusal, ...] = (
         sampler=WindowSampler(6, 6),
     ),
     Refusal("fused", "fused linear cross-entropy (Liger)", refused.Fused, "'network.head' was never called.*fused"),
-    *(  # older versions of torch have none
-        [
-            Refusal(
-                "fused by torch",
-                "`F.linear_cross_entropy`",
-                refused.FusedByTorch,
-                "torch.nn.functional.linear_cross_entropy",
-            )
-        ]
-        if hasattr(torch.nn.functional, "linear_cross_entropy")
-        else []
+    Refusal(
+        "fused by torch",
+        "`F.linear_cross_entropy`",
+        refused.FusedByTorch,
+        "torch.nn.functional.linear_cross_entropy",
+        missing="" if hasattr(torch.nn.functional, "linear_cross_entropy") else "torch has it from 2.10 on",
     ),
     Refusal("tied by function", "a head that is `F.linear`", refused.TiedByFunction, "logits made by a function"),
     Refusal("x-transformers", "x-transformers", refused.XTransformers, r"'net.attn_layers.layers' \(.*never called"),
