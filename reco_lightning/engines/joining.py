@@ -140,8 +140,7 @@ def _attend_plainly(
     is_causal: bool = False,
     **kwargs: Any,
 ) -> torch.Tensor:
-    # Where torch.compile has symbols for sizes, transformers' ``rows > 1`` is one: torch 2.9 takes bools alone, and only
-    # a branch makes one of it.
+    # transformers' ``rows > 1`` is a symbol where torch.compile has symbols for sizes; torch 2.9 takes bools alone
     if is_causal:
         return scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, True, **kwargs)
     return scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, False, **kwargs)
