@@ -240,7 +240,8 @@ def _set_aside(network: Any, rows: int, compile: bool | str | Callable[..., Any]
     # one tensor a block: written to as a part of a larger one, a compiled step would copy the whole
     keys, values = (tuple(part.clone() for part in parts) for parts in memory)
     for part in (*keys, *values):
-        torch._dynamo.mark_static_address(part)  # CUDA graphs leave out what writes to other inputs
+        # CUDA graphs leave out what writes to other inputs; guarded, as torch 2.9 does, each call would compile anew
+        torch._dynamo.mark_static_address(part, guard=False)
     return KeyValueCache(keys, values)
 
 
