@@ -208,8 +208,8 @@ class StepBenchmark:
             network.compile()
         for name, callback in callbacks.items():
             with autocast():
-                selection = callback.select(module, step)
-            injection = Injection(selection.engine, selection.trace, callback.continuity)
+                selection = callback.settings.select(module, step)
+            injection = Injection(selection.engine, selection.trace, callback.settings.continuity)
             self.runs[name] = [Run(step, injection, kind, optimizer, autocast) for kind in _kinds(callback)]
 
     @contextmanager
@@ -277,15 +277,15 @@ class Kind:
 
 def _kinds(callback: ReCoCallback) -> list[Kind]:
     """All kinds of steps; those with a window for each group of the batch by how often they are drawn."""
-    if callback.windows_per_batch == 1:
-        return [Kind((kind.window,), kind.attached, kind.probability) for kind in callback.step_kinds]
+    if callback.settings.windows_per_batch == 1:
+        return [Kind((kind.window,), kind.attached, kind.probability) for kind in callback.settings.step_kinds]
     draws = 2000
     drawn = Counter(
         # the order of the groups costs nothing
-        tuple(sorted(callback.sampler.sample_groups(step, callback.windows_per_batch)))
+        tuple(sorted(callback.settings.sampler.sample_groups(step, callback.settings.windows_per_batch)))
         for step in range(draws)
     )
-    return [Kind(windows, callback.attached_tokens, count / draws) for windows, count in drawn.items()]
+    return [Kind(windows, callback.settings.attached_tokens, count / draws) for windows, count in drawn.items()]
 
 
 class Run:

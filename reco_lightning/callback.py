@@ -8,10 +8,8 @@ Last stage of the pipeline ``windows -> continuity -> engines -> callback``. Onl
 from __future__ import annotations
 
 import inspect
-import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -19,33 +17,17 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
-from reco_lightning.checks import check_finite, check_switch, check_whole
-from reco_lightning.continuity import Continuity, ContinuityNorm, ContinuitySchedule
+from reco_lightning.checks import check_finite
+from reco_lightning.continuity import ContinuityNorm, ContinuitySchedule
 from reco_lightning.engines.base import Context
 from reco_lightning.engines.compiled import RecompileLimit, is_compiled
 from reco_lightning.engines.interception import PatchedMethod
-from reco_lightning.engines.rehearsal import Hints
-from reco_lightning.engines.select import ENGINES, Selection, select_engine
 from reco_lightning.injection import Injection, StepReport
 from reco_lightning.loss_aware import RunningLosses
+from reco_lightning.settings import EngineName, ReCoSettings, check_lightning_module
 from reco_lightning.windows import Window, WindowSampler
 
-__all__ = ["ReCoCallback", "StepKind"]
-
-
-@dataclass(frozen=True)
-class StepKind:
-    """One kind of training step.
-
-    Args:
-        window: What it optimises.
-        attached: Tokens in front of the window that are trained through.
-        probability: Share of the training's steps that are of this kind.
-    """
-
-    window: Window
-    attached: int
-    probability: float
+__all__ = ["ReCoCallback"]
 
 
 class ReCoCallback(pl.Callback):
@@ -85,6 +67,10 @@ class ReCoCallback(pl.Callback):
         chunked_loss: Whether, where the head is an ``nn.Linear`` and the loss reads its output as it is, the loss makes
             the logits a few rows at a time: those of all rows, and their gradients, never exist.
 
+    Attributes:
+        settings: All of these but ``loss_aware``, as ``ReCoSettings``.
+        windows: The windows of the last step.
+
     Raises:
         ValueError: If an argument is out of its range.
         MisconfigurationException: On the first batch, if the module cannot be windowed exactly; the text says why.
@@ -108,7 +94,7 @@ class ReCoCallback(pl.Callback):
         attached_blocks: int = 0,
         attached_share: float = 1.0,
         loss_aware: float = 0.0,
-        engine: Literal["auto", "frozen", "cache", "prefix", "masked"] = "auto",
+        engine: EngineName = "auto",
         network: str | None = None,
         blocks: str | None = None,
         head: str | None = None,
@@ -116,53 +102,26 @@ class ReCoCallback(pl.Callback):
         verify: bool = True,
         chunked_loss: bool = True,
     ) -> None:
-        if not isinstance(sampler, WindowSampler):
-            raise ValueError(f"sampler must be a WindowSampler, got {type(sampler).__name__}")
-        for name, value, allowed in (
-            ("context", context, get_args(Context)),
-            ("engine", engine, ("auto", *ENGINES)),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-        if isinstance(windows_per_batch, bool) or not isinstance(windows_per_batch, int) or windows_per_batch < 1:
-            raise ValueError(f"windows_per_batch must be a whole number of 1 or more, got {windows_per_batch!r}")
-        check_finite(attached_share=attached_share, loss_aware=loss_aware)
-        check_switch(verify=verify, chunked_loss=chunked_loss)
-        check_whole(prefix_tokens=prefix_tokens, or_none=True)
-        for name, part in (("network", network), ("blocks", blocks), ("head", head)):
-            if part is not None and not isinstance(part, str):
-                raise ValueError(f"{name} must be the name of a part of the module, or None to find it, got {part!r}")
-        if prefix_tokens is not None and prefix_tokens < 0:
-            raise ValueError(f"prefix_tokens must be 0 or more, or None to find it, got {prefix_tokens}")
-        if isinstance(attached_blocks, bool) or not isinstance(attached_blocks, int) or attached_blocks < 0:
-            raise ValueError(f"attached_blocks must be a whole number of 0 or more, got {attached_blocks!r}")
-        if attached_blocks and context in ("attached", "dropped"):
-            raise ValueError(
-                f"attached_blocks={attached_blocks} needs context='frozen' or 'keys', got {context!r}, where all or "
-                "nothing of the context is trained through"
-            )
-        if not 0 < attached_share <= 1:
-            raise ValueError(
-                f"attached_share must lie in (0, 1], got {attached_share!r}; attached_blocks=0 attaches nothing"
-            )
-        self.continuity = Continuity(
-            continuity_weight, continuity_norm, continuity_lag, continuity_schedule, continuity_balanced
+        check_finite(loss_aware=loss_aware)
+        self.settings = ReCoSettings(
+            sampler=sampler,
+            continuity_weight=continuity_weight,
+            continuity_norm=continuity_norm,
+            context=context,
+            windows_per_batch=windows_per_batch,
+            continuity_lag=continuity_lag,
+            continuity_schedule=continuity_schedule,
+            continuity_balanced=continuity_balanced,
+            attached_blocks=attached_blocks,
+            attached_share=attached_share,
+            engine=engine,
+            network=network,
+            blocks=blocks,
+            head=head,
+            prefix_tokens=prefix_tokens,
+            verify=verify,
+            chunked_loss=chunked_loss,
         )
-        shortest = sampler.window_tokens - 1  # of the first window, where nothing predicts the first token
-        if continuity_weight and continuity_lag >= shortest:
-            raise ValueError(
-                f"continuity compares states {continuity_lag} apart and needs windows of {continuity_lag + 2} tokens "
-                f"or more, got {sampler.window_tokens}; widen the window, or set continuity_weight=0"
-            )
-        self.sampler = sampler
-        self.context = context
-        self.windows_per_batch = windows_per_batch
-        self.attached_blocks = attached_blocks
-        self.attached_share = attached_share
-        self.engine = engine
-        self.hints = Hints(network, blocks, head, prefix_tokens)
-        self.verify = verify
-        self.chunked_loss = chunked_loss
         self.windows: tuple[Window, ...] = ()  # of the last step
         self._patch: PatchedMethod | None = None
         self._injection: Injection | None = None
@@ -173,10 +132,15 @@ class ReCoCallback(pl.Callback):
         self._total_batches: float | None = None
         self._recompiles = RecompileLimit()
 
+    @property
+    def sampler(self) -> WindowSampler:
+        """The windows; data modules compare their shards with it, without knowing of this class."""
+        return self.settings.sampler
+
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Checks what can be checked without a batch and takes the place of ``training_step``."""
-        _check_module(pl_module)
+        check_lightning_module(pl_module)
         if sum(isinstance(callback, ReCoCallback) for callback in _callbacks(trainer)) > 1:
             raise MisconfigurationException("the trainer has two ReCoCallbacks; one window rules a step: remove one")
         if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
@@ -184,10 +148,11 @@ class ReCoCallback(pl.Callback):
                 "training_step(dataloader_iter) fetches its batches itself, so the first one cannot be rehearsed; "
                 "let it take batch and batch_idx"
             )
-        if self.sampler.never_trained:
+        sampler = self.settings.sampler
+        if sampler.never_trained:
             rank_zero_warn(
-                f"stride_blocks={self.sampler.stride_blocks} never reaches the last {self.sampler.never_trained} "
-                "tokens of a video: they are not trained"
+                f"stride_blocks={sampler.stride_blocks} never reaches the last {sampler.never_trained} tokens of a "
+                "video: they are not trained"
             )
         self._uninstall()
         self._patch = PatchedMethod(pl_module, "training_step", self._training_step)
@@ -238,59 +203,6 @@ class ReCoCallback(pl.Callback):
         self._choice = state_dict.get("choice")
         self._stored_losses = state_dict.get("losses")
 
-    @property
-    def attached_tokens(self) -> int:
-        """Tokens in front of a window that are trained through, in the steps in which any are."""
-        return self.attached_blocks * self.sampler.tokens_per_block
-
-    @property
-    def step_kinds(self) -> tuple[StepKind, ...]:
-        """All kinds of steps of a training and their shares; windows drawn by their loss count as the sampler has them.
-
-        Example:
-            >>> kinds = ReCoCallback(WindowSampler(3, 4), attached_blocks=1, attached_share=0.5).step_kinds
-            >>> [(kind.window.start, kind.attached, kind.probability) for kind in kinds]
-            [(0, 4, 0.25), (0, 0, 0.25), (4, 4, 0.25), (4, 0, 0.25)]
-        """
-        attached = self.attached_tokens
-        choices = [(attached, self.attached_share), (0, 1 - self.attached_share)] if attached else [(0, 1.0)]
-        shares: dict[tuple[Window, int], float] = {}
-        ends = [*(begin for begin, _ in self.sampler.stages[1:]), 1.0]
-        for (begin, stage), end in zip(self.sampler.stages, ends, strict=True):
-            for window, probability in zip(stage.windows, stage.probabilities, strict=True):
-                for tokens, share in choices:
-                    if share:
-                        kind = (window, tokens)
-                        shares[kind] = shares.get(kind, 0.0) + (end - begin) * probability * share
-        return tuple(StepKind(window, tokens, share) for (window, tokens), share in shares.items())
-
-    def select(self, module: pl.LightningModule, step: Callable[[], Any]) -> Selection:
-        """Finds and proves the engine for a module; nothing is installed.
-
-        Args:
-            module: The LightningModule.
-            step: Runs its training step on the batch at hand.
-
-        Returns:
-            The engine and how it was found.
-
-        Raises:
-            MisconfigurationException: If the module cannot be windowed exactly.
-        """
-        _check_module(module)
-        return select_engine(
-            module,
-            step,
-            self.sampler,
-            hints=self.hints,
-            context=self.context,
-            windows_per_batch=self.windows_per_batch,
-            attached=self.attached_tokens,
-            engine=self.engine if self._choice is None or self.engine != "auto" else self._choice["engine"],
-            verify=self.verify,
-            chunked_loss=self.chunked_loss,
-        )
-
     def _training_step(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         assert self._patch is not None
         module = self._patch.module
@@ -304,25 +216,17 @@ class ReCoCallback(pl.Callback):
             self._injection = self._prove(module, step)
         step_index = module.trainer.fit_loop.epoch_loop.total_batch_idx
         progress = self._progress(module.trainer, step_index)
-        windows = self.sampler.sample_groups(
-            step_index,
-            self.windows_per_batch,
-            progress=progress,
-            probabilities=self._by_loss(module, step_index, progress),
+        self.windows, attached = self.settings.draw(
+            step_index, progress=progress, probabilities=self._by_loss(module, step_index, progress)
         )
-        self.windows = tuple(windows)
-        attached = self.attached_tokens
-        if attached and self.attached_share < 1:
-            source = random.Random(f"{self.sampler.seed}:{step_index}:attached")
-            attached = attached if source.random() < self.attached_share else 0
-        result, self._report = self._injection.run(windows, step, attached=attached, progress=progress)
+        result, self._report = self._injection.run(self.windows, step, attached=attached, progress=progress)
         if first and self._report is not None:
             _check_loss(result, self._report)
         return result
 
     def _progress(self, trainer: pl.Trainer, step_index: int) -> float:
         """Share of the fit that is done; 0 where nothing depends on it."""
-        if not self.sampler.schedule and self.continuity.schedule == "constant":
+        if not self.settings.needs_progress:
             return 0.0
         if self._total_batches is None:
             self._total_batches = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches
@@ -347,7 +251,8 @@ class ReCoCallback(pl.Callback):
         return self._losses.probabilities(self.sampler.at(progress))
 
     def _prove(self, module: pl.LightningModule, step: Callable[[], Any]) -> Injection:
-        selection = self.select(module, step)
+        stored = None if self._choice is None or self.settings.engine != "auto" else self._choice["engine"]
+        selection = self.settings.select(module, step, engine=stored)
         trace = selection.trace
         choice = {"engine": selection.engine.name, "blocks": trace.blocks, "head": trace.head, "tail": trace.tail}
         if self._choice is not None and self._choice != choice:
@@ -358,9 +263,9 @@ class ReCoCallback(pl.Callback):
         self._choice = choice
         rank_zero_info(f"ReCo: {selection.report}")
         if is_compiled(module):
-            self._recompiles.raise_by(len(self.step_kinds) * self.windows_per_batch)
+            self._recompiles.raise_by(len(self.settings.step_kinds) * self.settings.windows_per_batch)
         selection.engine.install()
-        return Injection(selection.engine, trace, self.continuity, by_group=self._losses is not None)
+        return Injection(selection.engine, trace, self.settings.continuity, by_group=self._losses is not None)
 
     def _uninstall(self) -> None:
         if self._injection is not None:
@@ -384,18 +289,3 @@ def _check_loss(result: Any, report: StepReport) -> None:
             "the logits (a penalty on them, a distance to a teacher's), which windows leave out; take it away, or "
             "make a metric of it, from a forward under torch.no_grad()"
         )
-
-
-def _check_module(module: Any) -> None:
-    if isinstance(module, pl.LightningModule):
-        return
-    other = any(cls.__module__.startswith("pytorch_lightning.") for cls in type(module).__mro__)
-    remedy = (
-        "it is a module of the package 'pytorch_lightning': import lightning.pytorch in its place, for module and "
-        "trainer alike"
-        if other
-        else "wrap the network in one"
-    )
-    raise MisconfigurationException(
-        f"ReCoCallback serves modules of lightning.pytorch.LightningModule, got {type(module).__name__}; {remedy}"
-    )

@@ -28,10 +28,11 @@ __all__ = [
 ]
 
 
-def check_whole(*, or_none: bool = False, **values: Any) -> None:
-    """Refuses what is no whole number; `True` and `2.0` are none, NumPy's integers are.
+def check_whole(*, at_least: int | None = None, or_none: bool = False, **values: Any) -> None:
+    """Raises unless each value is an integer. Booleans and floats are rejected; NumPy integers are accepted.
 
     Args:
+        at_least: The least value that is allowed; None allows any.
         or_none: Whether None is allowed too.
         values: Arguments by name.
 
@@ -43,8 +44,19 @@ def check_whole(*, or_none: bool = False, **values: Any) -> None:
         >>> check_whole(n="4")
         Traceback (most recent call last):
         ValueError: n must be a whole number, got '4'
+        >>> check_whole(n=0, at_least=1)
+        Traceback (most recent call last):
+        ValueError: n must be a whole number of 1 or more, got 0
     """
-    _check(values, _is_whole, "a whole number", or_none)
+    if at_least is None:
+        _check(values, _is_whole, "a whole number", or_none)
+    else:
+        _check(
+            values,
+            lambda value: _is_whole(value) and value >= at_least,
+            f"a whole number of {at_least} or more",
+            or_none,
+        )
 
 
 def check_whole_sequence(*, or_none: bool = False, **values: Any) -> None:

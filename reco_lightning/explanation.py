@@ -12,11 +12,12 @@ import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 
-from reco_lightning.callback import ReCoCallback, StepKind
+from reco_lightning.callback import ReCoCallback
 from reco_lightning.cost import count_hidden_operations, count_operations, count_saved_bytes
 from reco_lightning.engines.sandbox import Sandbox, StepEndedError
 from reco_lightning.engines.select import Selection
 from reco_lightning.injection import Injection
+from reco_lightning.settings import ReCoSettings, StepKind, check_lightning_module
 from reco_lightning.windows import Window
 
 __all__ = ["Explanation", "WindowCost", "explain"]
@@ -142,14 +143,16 @@ def explain(module: pl.LightningModule, batch: Any, callback: ReCoCallback, *, b
     def step() -> Any:
         return module.training_step(copy.copy(batch), batch_idx)
 
-    selection = callback.select(module, step)
+    check_lightning_module(module)
+    settings = callback.settings
+    selection = settings.select(module, step)
     sandbox = Sandbox(module, step, quiet=[])
     plain = _cost(module, sandbox, selection, None)
     costs = []
     selection.engine.install()
     try:
-        for kind in callback.step_kinds:
-            measured = _cost(module, sandbox, selection, (callback, kind))
+        for kind in settings.step_kinds:
+            measured = _cost(module, sandbox, selection, (settings, kind))
             costs.append(WindowCost(kind.window, kind.probability, *measured, attached=kind.attached))
     finally:
         selection.engine.remove()
@@ -159,7 +162,7 @@ def explain(module: pl.LightningModule, batch: Any, callback: ReCoCallback, *, b
         network=trace.network,
         blocks=trace.blocks,
         head=trace.head,
-        prefix_tokens=trace.prefix(callback.sampler.tokens),
+        prefix_tokens=trace.prefix(settings.sampler.tokens),
         error=selection.error,
         report=selection.report,
         plain_operations=plain[0],
@@ -170,15 +173,15 @@ def explain(module: pl.LightningModule, batch: Any, callback: ReCoCallback, *, b
 
 
 def _cost(
-    module: pl.LightningModule, sandbox: Sandbox, selection: Selection, on: tuple[ReCoCallback, StepKind] | None
+    module: pl.LightningModule, sandbox: Sandbox, selection: Selection, on: tuple[ReCoSettings, StepKind] | None
 ) -> tuple[int, int, int]:
     def loss() -> torch.Tensor:
         losses: list[torch.Tensor] = []
         calls = 0
         cross_entropy: Callable[..., torch.Tensor] = F.cross_entropy
         if on is not None:
-            callback, kind = on
-            cross_entropy = Injection(selection.engine, selection.trace, callback.continuity).cross_entropy
+            settings, kind = on
+            cross_entropy = Injection(selection.engine, selection.trace, settings.continuity).cross_entropy
             selection.engine.arm([kind.window], attached=kind.attached)
 
         def end(*args: Any, **kwargs: Any) -> torch.Tensor:

@@ -19,7 +19,7 @@ from reco_lightning.engines.interception import FunctionTap
 from reco_lightning.engines.rehearsal import Trace
 from reco_lightning.windows import Window
 
-__all__ = ["Injection", "StepReport", "mean_continuity"]
+__all__ = ["Injection", "StepReport", "WindowLoss", "mean_continuity"]
 
 _COPIES = tuple(
     getattr(torch.Tensor, name)
@@ -62,6 +62,126 @@ def _is_placeholder(logits: torch.Tensor, output: WindowOutput) -> bool:
     return output.is_placeholder and not any(logits.stride())
 
 
+class WindowLoss:
+    """Computes the loss of a windowed forward: cross-entropy of the windows' rows plus weighted continuity (Eq. 11).
+
+    Args:
+        continuity: The continuity term.
+        tokens: N, video tokens of a sample.
+        loss_tail: Rows of the network after the one that feeds the last loss row.
+        by_group: Whether the report holds each group's cross-entropy too.
+    """
+
+    def __init__(self, continuity: Continuity, *, tokens: int, loss_tail: int, by_group: bool = False) -> None:
+        self.continuity = continuity
+        self.tokens = tokens
+        self.loss_tail = loss_tail
+        self.by_group = by_group
+        self._sizes: tuple[int, int] | None = None
+
+    def __call__(
+        self,
+        output: WindowOutput,
+        logits: torch.Tensor,
+        target: torch.Tensor,
+        *,
+        progress: float = 0.0,
+        **options: Any,
+    ) -> tuple[torch.Tensor, StepReport]:
+        """Returns the loss in the form that the options' reduction asks for, and what was measured.
+
+        Args:
+            output: What the windowed forward left behind.
+            logits: What the loss was given: logits of all rows, or the engine's placeholder; see ``loss_rows``.
+            target: Likewise.
+            progress: Fraction of the training that is done, 0 to 1.
+            **options: Further arguments of ``F.cross_entropy``.
+        """
+        offset = self._offset(output, target)
+        loss = self._cross_entropy(output, logits, target, offset=offset, options=options)
+        # A loss that the caller divides by the number of its targets gets the continuity of as many.
+        scale: torch.Tensor | float = 1.0
+        mean = loss
+        if options.get("reduction", "mean") != "mean":
+            counted = (target != options.get("ignore_index", -100)).sum().clamp_min(1)
+            mean = mean.sum() / counted
+            scale = counted if options["reduction"] == "sum" else 1.0
+        weight = self.continuity.at(progress)
+        with torch.set_grad_enabled(torch.is_grad_enabled() if weight else False):
+            continuity = mean_continuity(output, self.continuity.norm, self.continuity.lag)
+        losses: tuple[tuple[Window, torch.Tensor], ...] = ()
+        if self.by_group:
+            own = output.logits if output.unread is None else output.hidden
+            rows = select_rows(logits, target, output.groups, batch=output.batch, offset=offset, own=own)
+            values = group_losses(*rows, output.groups, unread=output.unread)
+            losses = tuple((group.window, value) for group, value in zip(output.groups, values, strict=True))
+        start = sum(g.window.start * (g.samples.stop - g.samples.start) for g in output.groups) / output.batch
+        report = StepReport(mean.detach(), continuity.detach(), start, losses)
+        if not weight:
+            return loss, report
+        return loss + scale * self._factor(weight, mean, continuity, output) * continuity, report
+
+    def select(
+        self, output: WindowOutput, logits: torch.Tensor, target: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the windows' own logits (R, V) and targets (R,), as ``select_rows`` does."""
+        offset = self._offset(output, target)
+        own, unread = output.logits, output.unread
+        if unread is not None:
+            own = tuple(
+                F.linear(states.to(unread.weight.dtype), unread.weight, unread.bias) for states in output.hidden
+            )
+        return select_rows(logits, target, output.groups, batch=output.batch, offset=offset, own=own)
+
+    def _offset(self, output: WindowOutput, target: torch.Tensor) -> int:
+        """The network's row that feeds the first loss row; refuses logits of other rows than the first batch showed.
+
+        A placeholder does not tell by itself.
+        """
+        length = target.numel() // output.batch
+        if self._sizes is None:
+            self._sizes = (output.rows, length)
+        rows, first = self._sizes
+        if output.is_placeholder and length not in (first, first + output.rows - rows):
+            raise RuntimeError(
+                f"F.cross_entropy was given {first} of {rows} rows of the network on the first batch, and {length} of "
+                f"{output.rows} now; take no rows out before the loss, use ignore_index"
+            )
+        return output.rows - self.loss_tail - length
+
+    def _cross_entropy(
+        self, output: WindowOutput, logits: torch.Tensor, target: torch.Tensor, *, offset: int, options: dict[str, Any]
+    ) -> torch.Tensor:
+        """The windows' cross-entropy, in the form that the caller's reduction asks for."""
+        if output.is_placeholder and not _is_placeholder(logits, output):
+            raise RuntimeError(
+                "F.cross_entropy was given the head's output itself on the first batch, and a copy now; the step "
+                "must always compute its loss in one way"
+            )
+        groups = output.groups
+        places: dict[str, Any] = {"batch": output.batch, "offset": offset}
+        whole = len(groups) == 1 and len(groups[0].window) == self.tokens
+        unread = output.unread
+        if unread is not None:
+            if whole and unread.states[0].shape[1] == output.rows:  # the plain loss may cover rows beside the tokens'
+                rows = slice(offset, offset + target.numel() // output.batch)
+                groups = (replace(groups[0], loss_start=rows.start, stop=rows.stop),)
+                unread = replace(unread, states=(unread.states[0][:, rows],))
+            return head_cross_entropy(unread, logits, target, groups, **places, **options)
+        if whole and not output.is_placeholder:
+            return F.cross_entropy(logits, target, **options)  # the plain call itself, bit for bit
+        return window_cross_entropy(logits, target, groups, **places, own=output.logits, **options)
+
+    def _factor(
+        self, weight: float, loss: torch.Tensor, continuity: torch.Tensor, output: WindowOutput
+    ) -> torch.Tensor | float:
+        """The term's factor; where it is balanced, the one that gives its gradient the wanted norm."""
+        if not self.continuity.balanced or not loss.requires_grad:
+            return weight
+        wanted = weight * gradient_norm(loss, [output.states])
+        return wanted / gradient_norm(continuity, [output.states]).clamp_min(1e-12)
+
+
 class Injection:
     """Runs somebody else's training step on windows.
 
@@ -75,15 +195,12 @@ class Injection:
     def __init__(self, engine: Engine, trace: Trace, continuity: Continuity, *, by_group: bool = False) -> None:
         self.engine = engine
         self.call = trace.call
-        self.loss_tail = trace.loss_tail
+        self.loss = WindowLoss(continuity, tokens=engine.tokens, loss_tail=trace.loss_tail, by_group=by_group)
         self._copied = trace.copies_head and engine.placeholder is not None
         self._placeholders: list[torch.Tensor] = []
-        self.continuity = continuity
-        self.by_group = by_group
         self._progress = 0.0
         self._calls = 0
         self._first = True
-        self._sizes: tuple[int, int] | None = None
         self._report: StepReport | None = None
 
     def run(
@@ -155,71 +272,5 @@ class Injection:
         if output is None:
             raise RuntimeError("the network's cross-entropy was met before the network's head had run")
         options = {_OPTIONS[place]: value for place, value in enumerate(args)} | kwargs
-        length = target.numel() // output.batch
-        self._check_rows(output, length)
-        offset = output.rows - self.loss_tail - length
-        loss = self._loss(output, logits, target, offset=offset, options=options)
-        # A loss that the caller divides by the number of its targets gets the continuity of as many.
-        scale: torch.Tensor | float = 1.0
-        mean = loss
-        if options.get("reduction", "mean") != "mean":
-            counted = (target != options.get("ignore_index", -100)).sum().clamp_min(1)
-            mean = mean.sum() / counted
-            scale = counted if options["reduction"] == "sum" else 1.0
-        weight = self.continuity.at(self._progress)
-        with torch.set_grad_enabled(torch.is_grad_enabled() if weight else False):
-            continuity = mean_continuity(output, self.continuity.norm, self.continuity.lag)
-        losses: tuple[tuple[Window, torch.Tensor], ...] = ()
-        if self.by_group:
-            own = output.logits if output.unread is None else output.hidden
-            rows = select_rows(logits, target, output.groups, batch=output.batch, offset=offset, own=own)
-            values = group_losses(*rows, output.groups, unread=output.unread)
-            losses = tuple((group.window, value) for group, value in zip(output.groups, values, strict=True))
-        start = sum(g.window.start * (g.samples.stop - g.samples.start) for g in output.groups) / output.batch
-        self._report = StepReport(mean.detach(), continuity.detach(), start, losses)
-        if not weight:
-            return loss
-        return loss + scale * self._factor(weight, mean, continuity, output) * continuity
-
-    def _check_rows(self, output: WindowOutput, length: int) -> None:
-        """Refuses logits of other rows than the first batch showed; a placeholder does not tell by itself."""
-        if self._sizes is None:
-            self._sizes = (output.rows, length)
-        rows, first = self._sizes
-        if output.is_placeholder and length not in (first, first + output.rows - rows):
-            raise RuntimeError(
-                f"F.cross_entropy was given {first} of {rows} rows of the network on the first batch, and {length} of "
-                f"{output.rows} now; take no rows out before the loss, use ignore_index"
-            )
-
-    def _loss(
-        self, output: WindowOutput, logits: torch.Tensor, target: torch.Tensor, *, offset: int, options: dict[str, Any]
-    ) -> torch.Tensor:
-        """The windows' cross-entropy, in the form that the caller's reduction asks for."""
-        if output.is_placeholder and not _is_placeholder(logits, output):
-            raise RuntimeError(
-                "F.cross_entropy was given the head's output itself on the first batch, and a copy now; the step "
-                "must always compute its loss in one way"
-            )
-        groups = output.groups
-        places: dict[str, Any] = {"batch": output.batch, "offset": offset}
-        whole = len(groups) == 1 and len(groups[0].window) == self.engine.tokens
-        unread = output.unread
-        if unread is not None:
-            if whole and unread.states[0].shape[1] == output.rows:  # the plain loss may cover rows beside the tokens'
-                rows = slice(offset, offset + target.numel() // output.batch)
-                groups = (replace(groups[0], loss_start=rows.start, stop=rows.stop),)
-                unread = replace(unread, states=(unread.states[0][:, rows],))
-            return head_cross_entropy(unread, logits, target, groups, **places, **options)
-        if whole and not output.is_placeholder:
-            return F.cross_entropy(logits, target, **options)  # the plain call itself, bit for bit
-        return window_cross_entropy(logits, target, groups, **places, own=output.logits, **options)
-
-    def _factor(
-        self, weight: float, loss: torch.Tensor, continuity: torch.Tensor, output: WindowOutput
-    ) -> torch.Tensor | float:
-        """The term's factor; where it is balanced, the one that gives its gradient the wanted norm."""
-        if not self.continuity.balanced or not loss.requires_grad:
-            return weight
-        wanted = weight * gradient_norm(loss, [output.states])
-        return wanted / gradient_norm(continuity, [output.states]).clamp_min(1e-12)
+        loss, self._report = self.loss(output, logits, target, progress=self._progress, **options)
+        return loss

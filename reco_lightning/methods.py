@@ -35,7 +35,7 @@ class Method:
     Example:
         >>> load_method("baseline").callback(5, 16) is None
         True
-        >>> load_method("reco").callback(5, 16).continuity.weight
+        >>> load_method("reco").callback(5, 16).settings.continuity.weight
         0.1
     """
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reco_lightning.checks import check_finite, check_switch, check_whole
-from reco_lightning.continuity import ContinuityNorm
-from reco_lightning.engines.base import Context, Engine, WindowOutput
-from reco_lightning.engines.frozen import FrozenEngine
-from reco_lightning.injection import mean_continuity
+from reco_lightning.engines.base import Engine, WindowOutput
+from reco_lightning.injection import WindowLoss
+from reco_lightning.settings import ReCoSettings
 from reco_lightning.windows import Window, WindowSampler
 
 __all__ = ["ReCoMixin", "WindowStep"]
@@ -23,21 +21,35 @@ __all__ = ["ReCoMixin", "WindowStep"]
 
 @dataclass(frozen=True)
 class WindowStep:
-    """What a windowed forward gives.
+    """The result of a windowed forward.
 
     Args:
-        logits: Logits of the windows' rows, (R, V); R is B * W, less B where a first token has nothing to predict it.
-        targets: Their targets, (R,).
         hidden: For each group of the batch the states that the head read, (B_g, W_g, D).
         windows: The window of each group.
         output: The engine's own record.
+        given: Logits of all rows, (B * L, V), as the network returned them: the windows' rows alone hold values.
+        all_targets: Their targets, (B * L,).
+        progress: Fraction of the training that is done.
+        loss: Computes the loss of such a forward.
     """
 
-    logits: torch.Tensor
-    targets: torch.Tensor
     hidden: tuple[torch.Tensor, ...]
     windows: tuple[Window, ...]
     output: WindowOutput
+    given: torch.Tensor
+    all_targets: torch.Tensor
+    progress: float
+    loss: WindowLoss
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """Logits of the windows' rows, (R, V); R is B * W, less B where a first token has nothing to predict it."""
+        return self.loss.select(self.output, self.given, self.all_targets)[0]
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """Targets of the windows' rows, (R,)."""
+        return self.loss.select(self.output, self.given, self.all_targets)[1]
 
 
 class _Slot:
@@ -45,6 +57,7 @@ class _Slot:
 
     def __init__(self) -> None:
         self.engine: Engine | None = None
+        self.loss: WindowLoss | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Slot:
         return _Slot()
@@ -56,8 +69,8 @@ class _Slot:
 class ReCoMixin:
     """Gives a LightningModule (or any module with a training loop) windowed forwards.
 
-    Call ``init_reco`` once, then ``windowed`` and ``reco_loss`` in the training step. Forwards without gradient, in
-    validation and sampling, stay plain.
+    Call ``init_reco`` once, then ``windowed`` and ``reco_loss`` in the training step. Every other forward of the
+    network stays plain, in training, validation and sampling.
 
     Example:
         >>> from reco_lightning import VideoTransformer
@@ -65,7 +78,7 @@ class ReCoMixin:
         ...     def __init__(self):
         ...         super().__init__()
         ...         self.network = VideoTransformer(vocab_size=32, grid=(5, 2, 2), dim=32, depth=2, heads=2)
-        ...         self.init_reco(WindowSampler(5, 4), blocks="network.blocks", head="network.head", prefix_tokens=1)
+        ...         self.init_reco(WindowSampler(5, 4))
         >>> model, tokens = Model(), torch.randint(32, (2, 20))
         >>> step = model.windowed(model.network, tokens[:, :-1], targets=tokens, step=0)
         >>> step.logits.shape, step.targets.shape
@@ -73,64 +86,24 @@ class ReCoMixin:
         >>> model.reco_loss(step).backward()
     """
 
-    def init_reco(
-        self,
-        sampler: WindowSampler,
-        *,
-        blocks: str,
-        head: str,
-        prefix_tokens: int,
-        continuity_weight: float = 0.1,
-        continuity_norm: ContinuityNorm = "mean",
-        context: Context = "frozen",
-        windows_per_batch: int = 1,
-        verify: bool = True,
-    ) -> None:
-        """Says how the module is windowed.
+    def init_reco(self, sampler: WindowSampler, **options: Any) -> None:
+        """Sets how the module is windowed.
 
         Args:
             sampler: The windows.
-            blocks: Name of the ``ModuleList`` or ``Sequential`` of the network's blocks.
-            head: Name of the module that maps states to logits.
-            prefix_tokens: P, rows of the network's sequence in front of the video tokens.
-            continuity_weight: Lambda of Eq. 11, 0 or more.
-            continuity_norm: ``"mean"`` or ``"sum"``.
-            context: ``"frozen"``, ``"keys"`` or ``"attached"``.
-            windows_per_batch: Groups of the batch with a window each, 1 or more.
-            verify: Whether the first windowed forward is compared with the plain one.
+            **options: Arguments of ``ReCoCallback``, ``loss_aware`` left out: ``continuity_weight``, ``context``,
+                ``windows_per_batch``, ``engine``, ``verify`` and the others. ``blocks``, ``head`` and ``prefix_tokens``
+                are found if they are left out.
 
         Raises:
-            ValueError: If an argument is out of its range.
+            ValueError: If an argument is out of its range or unknown.
         """
-        if not isinstance(sampler, WindowSampler):
-            raise ValueError(f"sampler must be a WindowSampler, got a {type(sampler).__name__}")
-        for name, value in (("blocks", blocks), ("head", head)):
-            if not isinstance(value, str):
-                raise ValueError(f"{name} must be the name of a part of the module, got {value!r}")
-        if continuity_norm not in get_args(ContinuityNorm):
-            raise ValueError(f"continuity_norm must be 'mean' or 'sum', got {continuity_norm!r}")
-        check_whole(prefix_tokens=prefix_tokens, windows_per_batch=windows_per_batch)
-        check_finite(continuity_weight=continuity_weight)
-        check_switch(verify=verify)
-        if context not in ("frozen", "keys", "attached"):
+        if unknown := sorted(options.keys() - ReCoSettings.__dataclass_fields__.keys()):
             raise ValueError(
-                f"context must be 'frozen', 'keys' or 'attached' in the mixin, got {context!r}; for fewer frames feed "
-                "the network the window's tokens alone"
+                f"options of init_reco must be among {', '.join(list(ReCoSettings.__dataclass_fields__)[1:])}, got "
+                f"{', '.join(unknown)}"
             )
-        if not 0 <= continuity_weight < float("inf"):
-            raise ValueError(f"continuity_weight must be a finite number of 0 or more, got {continuity_weight!r}")
-        if prefix_tokens < 0:
-            raise ValueError(f"prefix_tokens must be 0 or more, got {prefix_tokens}")
-        if windows_per_batch < 1:
-            raise ValueError(f"windows_per_batch must be 1 or more, got {windows_per_batch}")
-        self._reco_sampler = sampler
-        self._reco_names = (blocks, head)
-        self._reco_prefix = prefix_tokens
-        self._reco_weight = continuity_weight
-        self._reco_norm: ContinuityNorm = continuity_norm
-        self._reco_context: Context = context
-        self._reco_groups = windows_per_batch
-        self._reco_verify = verify
+        self._reco_settings = ReCoSettings(sampler, **options)
         self._reco_slot = _Slot()
 
     def windowed(
@@ -142,35 +115,56 @@ class ReCoMixin:
         progress: float | None = None,
         **kwargs: Any,
     ) -> WindowStep:
-        """Runs the network on the step's windows.
+        """Runs the network on the step's windows; the first call finds the engine and verifies it on these arguments.
 
         Args:
             network: The network, or a function that runs it; returns logits (B, L, V).
             *args: Its arguments, those of the plain forward.
             targets: Targets (B, L) of the logits row by row; or all N tokens, (B, N), where the first has no row.
             step: Index of the training batch; ``None`` asks the module's trainer.
-            progress: Share of the training that is done, 0 to 1; needed where the sampler has a schedule.
+            progress: Fraction of the training that is done, 0 to 1; needed where the sampler or the continuity has a
+                schedule.
             **kwargs: Its keyword arguments.
 
         Returns:
             The windows' logits, targets and states.
 
         Raises:
-            ValueError: If logits and targets do not fit, or the windowed forward differs from the plain one.
+            ValueError: If logits and targets do not fit, gradients are off, or ``progress`` is missing.
+            MisconfigurationException: If the network cannot be windowed exactly; nothing has been changed then.
         """
-        if progress is None and self._reco_sampler.schedule:
+        settings, slot = self._reco_settings, self._reco_slot
+        if progress is None and settings.needs_progress:
             raise ValueError(
-                "progress must be given where the sampler has a schedule: the share of the training that is done, 0 to "
-                "1, got None"
+                "progress must be given where the sampler or the continuity has a schedule: the fraction of the "
+                "training that is done, 0 to 1, got None"
             )
-        slot = self._reco_slot
-        if slot.engine is None:
-            slot.engine = self._reco_engine(network, args, kwargs, targets)
+        if not torch.is_grad_enabled():
+            raise ValueError("windowed must run with gradients; for validation and sampling call the network itself")
         if step is None:
             step = self.trainer.fit_loop.epoch_loop.total_batch_idx  # type: ignore[attr-defined]
-        windows = self._reco_sampler.sample_groups(step, self._reco_groups, progress=progress or 0.0)
-        slot.engine.arm(windows)
-        return self._reco_rows(slot.engine, network(*args, **kwargs), targets)
+        if slot.engine is None:
+            self._reco_install(lambda: F.cross_entropy(*_flatten(network(*args, **kwargs), targets)))
+        engine, loss = slot.engine, slot.loss
+        assert engine is not None
+        assert loss is not None
+        windows, attached = settings.draw(step, progress=progress or 0.0)
+        engine.arm(windows, attached=attached)
+        try:
+            given, all_targets = _flatten(network(*args, **kwargs), targets)
+        finally:
+            output = engine.finish()
+        if output is None:
+            raise ValueError("network must run the blocks and the head of its first call in every call of windowed")
+        return WindowStep(
+            hidden=output.hidden,
+            windows=tuple(group.window for group in output.groups),
+            output=output,
+            given=given,
+            all_targets=all_targets,
+            progress=progress or 0.0,
+            loss=loss,
+        )
 
     def reco_loss(self, step: WindowStep) -> torch.Tensor:
         """Cross-entropy over the windows' tokens plus weighted continuity (Eq. 11).
@@ -181,10 +175,7 @@ class ReCoMixin:
         Returns:
             The scalar loss.
         """
-        loss = F.cross_entropy(step.logits, step.targets)
-        if not self._reco_weight:
-            return loss
-        return loss + self._reco_weight * mean_continuity(step.output, self._reco_norm)
+        return step.loss(step.output, step.given, step.all_targets, progress=step.progress)[0]
 
     def remove_reco(self) -> None:
         """Leaves the network as it was; the next ``windowed`` starts anew."""
@@ -192,94 +183,20 @@ class ReCoMixin:
             self._reco_slot.engine.remove()
         self._reco_slot = _Slot()
 
-    def _reco_rows(self, engine: Engine, logits: torch.Tensor, targets: torch.Tensor) -> WindowStep:
-        output = engine.output
-        if output is None:
-            raise ValueError(f"the head {self._reco_names[1]!r} was not reached by the network's forward")
-        targets = targets[:, -logits.shape[1] :]
-        missing = self._reco_sampler.tokens - logits.shape[1]  # tokens at the start that no row predicts
-        spans = [
-            (group.samples, slice(max(group.window.start - missing, 0), group.window.stop - missing))
-            for group in output.groups
-        ]
-        return WindowStep(
-            logits=torch.cat([logits[span].flatten(0, 1) for span in spans]),
-            targets=torch.cat([targets[span].flatten() for span in spans]),
-            hidden=output.hidden,
-            windows=tuple(group.window for group in output.groups),
-            output=output,
-        )
-
-    def _reco_engine(
-        self,
-        network: Callable[..., torch.Tensor],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        targets: torch.Tensor,
-    ) -> Engine:
+    def _reco_install(self, step: Callable[[], torch.Tensor]) -> None:
         assert isinstance(self, nn.Module)
-        blocks = list(self.get_submodule(self._reco_names[0]).children())
-        head = self.get_submodule(self._reco_names[1])
-        seen: dict[str, int] = {}
-        hook = blocks[0].register_forward_pre_hook(lambda _module, inputs: seen.update(rows=inputs[0].shape[1]))
-        training = [(part, part.training) for part in self.modules()]
-        try:
-            with torch.no_grad(), torch.random.fork_rng():
-                self.eval()
-                plain = network(*args, **kwargs)
-                tokens = self._reco_sampler.tokens
-                tail = seen["rows"] - (self._reco_prefix + tokens - 1)
-                if (
-                    tail not in (0, 1)
-                    or plain.ndim != 3
-                    or targets.shape[1] not in (plain.shape[1], plain.shape[1] + 1)
-                ):
-                    raise ValueError(
-                        f"prefix_tokens={self._reco_prefix} and frame_blocks x tokens_per_block = {tokens} do not fit "
-                        f"a network with {seen['rows']} rows, logits {tuple(plain.shape)} and targets "
-                        f"{tuple(targets.shape)}; targets must name the token of each row of logits"
-                    )
-                engine = FrozenEngine(
-                    blocks, head, tokens=tokens, tail=tail, context=self._reco_context, recompute=True, fill=0.0
-                )
-                engine.install()
-                if self._reco_verify:
-                    self._reco_prove(engine, plain, network, args, kwargs, targets)
-                return engine
-        finally:
-            hook.remove()
-            for part, flag in training:
-                part.training = flag
-            torch.clear_autocast_cache()
+        settings, slot = self._reco_settings, self._reco_slot
+        selection = settings.select(self, step)
+        selection.engine.install()
+        slot.engine = selection.engine
+        slot.loss = WindowLoss(settings.continuity, tokens=settings.sampler.tokens, loss_tail=selection.trace.loss_tail)
 
-    def _reco_prove(
-        self,
-        engine: Engine,
-        plain: torch.Tensor,
-        network: Callable[..., torch.Tensor],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        targets: torch.Tensor,
-    ) -> None:
-        allowed = 1e-3 if plain.dtype in (torch.float32, torch.float64) else 5e-2
-        for window in {self._reco_sampler.windows[0], self._reco_sampler.windows[-1]}:
-            engine.arm([window], inference=True)
-            own = self._reco_rows(engine, network(*args, **kwargs), targets)
-            missing = self._reco_sampler.tokens - plain.shape[1]
-            reference = plain[:, max(window.start - missing, 0) : window.stop - missing].flatten(0, 1)
-            if own.logits.isnan().any():
-                engine.remove()
-                raise ValueError(
-                    f"the rows of the window are not those of the targets: prefix_tokens={self._reco_prefix} is "
-                    "wrong, or the targets do not name the token of each row of logits"
-                )
-            error = float((own.logits.float() - reference.float()).abs().max() / reference.float().abs().max())
-            if not error <= allowed:
-                engine.remove()
-                raise ValueError(
-                    f"on {window} the windowed logits differ from the plain ones by {error:.1e} of the largest, where "
-                    f"{allowed:.0e} is allowed; blocks={self._reco_names[0]!r}, head={self._reco_names[1]!r} and "
-                    f"prefix_tokens={self._reco_prefix} must be the network's own, its attention causal and by "
-                    "torch.nn.functional.scaled_dot_product_attention"
-                )
-        engine.disarm()
+
+def _flatten(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (B * L, V) and the targets of their rows (B * L,)."""
+    if logits.ndim != 3 or targets.ndim != 2 or targets.shape[1] - logits.shape[1] not in (0, 1):
+        raise ValueError(
+            f"targets must be (B, L) or (B, L + 1), a token for each row of the logits (B, L, V), got targets "
+            f"{tuple(targets.shape)} and logits {tuple(logits.shape)}"
+        )
+    return logits.flatten(0, 1), targets[:, -logits.shape[1] :].flatten()

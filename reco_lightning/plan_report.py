@@ -245,8 +245,8 @@ def _rehearse(size: str, callback: ReCoCallback | None, setting: Setting) -> tup
     if setting.checkpointing:
         _checkpoint_blocks(module, "cpu")
     with _autocast(setting):
-        selection = callback.select(module, lambda: module.training_step(None, 0))
-    return selection.trace, selection.engine.name, selection.trace.rows - callback.sampler.tokens
+        selection = callback.settings.select(module, lambda: module.training_step(None, 0))
+    return selection.trace, selection.engine.name, selection.trace.rows - callback.settings.sampler.tokens
 
 
 def _autocast(setting: Setting) -> AbstractContextManager[Any]:
@@ -297,7 +297,7 @@ def _plan_method(
         whole_video = plan_window(Window(0, module.network.num_tokens), 1.0, trace)
         return MethodPlan(size, method, states, (whole_video,), trace.operations, trace.saved_bytes)
     assert found is not None
-    sampler = callback.sampler
+    sampler = callback.settings.sampler
     small, engine_name, others = found
     # FSDP2 waits for gradients of the network's output, so that it gets logits of the full length
     logits = torch.empty((), dtype=small.logits.dtype)
@@ -307,10 +307,10 @@ def _plan_method(
         there,
         engine_name,
         tokens=sampler.tokens,
-        context=callback.context,
-        chunked_loss=callback.chunked_loss,
+        context=callback.settings.context,
+        chunked_loss=callback.settings.chunked_loss,
     )
-    injection = Injection(engine, there, callback.continuity)
+    injection = Injection(engine, there, callback.settings.continuity)
     traces = {}
     engine.install()
     try:

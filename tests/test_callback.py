@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_module
 from torch import nn
 
-from reco_lightning import ReCoCallback, WindowSampler, continuity_loss
+from reco_lightning import ReCoCallback, WindowSampler, continuity_loss, explain
 from tests.helpers import foreign
 from tests.helpers.foreign import MODULES, PER_BLOCK, TOKENS, VOCAB, batches, trainer
 
@@ -313,7 +313,7 @@ class ReCoCallbackTwin(ReCoCallback):
         ({"context": "thawed"}, "context must be one of .* got 'thawed'"),
         ({"engine": "fast"}, "engine must be one of 'auto', 'frozen', 'cache', 'prefix', 'masked', got 'fast'"),
         ({"windows_per_batch": 0}, "windows_per_batch must be a whole number of 1 or more, got 0"),
-        ({"prefix_tokens": -1}, "prefix_tokens must be 0 or more"),
+        ({"prefix_tokens": -1}, "prefix_tokens must be a whole number of 0 or more or None"),
     ],
 )
 def test_refuses_arguments_out_of_range(options, match):
@@ -415,7 +415,7 @@ def test_refuses_a_module_of_the_other_package(monkeypatch):
     with pytest.raises(MisconfigurationException, match="a module of the package 'pytorch_lightning'"):
         run.fit(Module(), batches())
     with pytest.raises(MisconfigurationException, match=r"LightningModule, got Network; wrap the network in one"):
-        ReCoCallback(sampler()).select(foreign.Network(), lambda: None)
+        explain(foreign.Network(), None, ReCoCallback(sampler()))
 
 
 def test_a_second_pass_behind_a_backward_of_its_own_is_refused_in_the_first_step():

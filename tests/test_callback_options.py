@@ -90,7 +90,7 @@ def test_a_schedule_needs_a_training_with_an_end():
 
 def test_step_kinds_are_the_shares_of_the_whole_training():
     sampler = WindowSampler(3, 4, first_window_prob=None, schedule={0.5: 3})
-    kinds = ReCoCallback(sampler, attached_blocks=1, attached_share=0.5).step_kinds
+    kinds = ReCoCallback(sampler, attached_blocks=1, attached_share=0.5).settings.step_kinds
     found = {(kind.window, kind.attached): kind.probability for kind in kinds}
     half, quarter, eighth = Window(0, 12), Window(0, 8), Window(4, 12)
     assert found == {
@@ -194,7 +194,7 @@ def test_a_fit_by_loss_reports_each_groups_loss_and_stores_them():
     callback = ReCoCallback(WindowSampler(BLOCKS, PER_BLOCK), loss_aware=1.0, windows_per_batch=2)
     fit(callback, steps=21)
     state = callback.state_dict()["losses"]
-    assert set(state["running"]) == {(w.start, w.stop) for w in callback.sampler.windows}
+    assert set(state["running"]) == {(w.start, w.stop) for w in callback.settings.sampler.windows}
     assert all(2 < loss < 3.5 for loss in state["running"].values())  # near log(16), in nats
     assert sum(count for _, count in state["collected"].values()) == 2  # of the last step, after the look at step 20
 

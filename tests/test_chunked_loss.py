@@ -326,12 +326,12 @@ def test_logits_of_a_window_never_exist(cls, blocks, chunked):
     def step():
         return module.training_step([ids], 0)
 
-    selection = callback.select(module, step)
-    injection = Injection(selection.engine, selection.trace, callback.continuity)
+    selection = callback.settings.select(module, step)
+    injection = Injection(selection.engine, selection.trace, callback.settings.continuity)
     selection.engine.install()
     try:
         with Largest() as seen:
-            injection.run([callback.sampler.windows[-1]], step)[0].backward()
+            injection.run([callback.settings.sampler.windows[-1]], step)[0].backward()
     finally:
         selection.engine.remove()
     window = len(ids) * min(blocks * PER_BLOCK, TOKENS - (cls is Own)) * VOCAB

@@ -89,10 +89,10 @@ def test_a_plan_is_to_the_byte_what_the_callbacks_real_steps_need(kernels, preci
 
     assert planned.windows[0].trace == follow(step)
     with autocast():
-        selection = callback.select(module, step)
-    injection = Injection(selection.engine, selection.trace, callback.continuity)
+        selection = callback.settings.select(module, step)
+    injection = Injection(selection.engine, selection.trace, callback.settings.continuity)
     selection.engine.install()
-    assert [one.window for one in windowed.windows] == list(callback.sampler.windows)
+    assert [one.window for one in windowed.windows] == list(callback.settings.sampler.windows)
     for one in windowed.windows:
         assert one.trace == follow(lambda window=one.window: injection.run([window], step)[0]), one.window
         selection.engine.disarm()
@@ -166,7 +166,7 @@ def test_what_reco_keeps_grows_by_the_states_of_the_context_alone(grown):
 def test_windows_between_are_those_of_a_run_of_their_own(grown):
     reco = grown[33][1]
     assert [one.window.start // 8 for one in reco.windows] == [0, 1, 16, 31]
-    sampler = load_method("reco").callback(33, 8).sampler
+    sampler = load_method("reco").callback(33, 8).settings.sampler
     context = [8 * number for number in range(1, 32)]
     linear, head = LINEAR, WIDTH * VOCAB
     by_hand = [

@@ -163,7 +163,7 @@ def test_the_expected_engine_is_chosen_and_a_resumed_run_keeps_it(setting):
 @every
 def test_window_logits_are_the_plain_forwards_and_losses_average_to_its_loss(setting):
     module, batch = quieten(setting.make()), setting.draw(0)
-    selection = ReCoCallback(SINGLE).select(module, lambda: module.training_step(batch, 0))
+    selection = ReCoCallback(SINGLE).settings.select(module, lambda: module.training_step(batch, 0))
     injection = Injection(selection.engine, selection.trace, Continuity(0.0))
 
     def measure(window):

@@ -45,7 +45,7 @@ def make(build):
 
 
 def choose(module, **options):
-    return ReCoCallback(WINDOWS, **options).select(module, lambda: module.training_step(draw_ids(0), 0))
+    return ReCoCallback(WINDOWS, **options).settings.select(module, lambda: module.training_step(draw_ids(0), 0))
 
 
 def step_gradients(module, **options):

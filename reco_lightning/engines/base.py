@@ -111,6 +111,12 @@ class Engine(Protocol):
             inference: Whether this is a proof: forwards under ``no_grad`` run them too.
         """
 
+    def finish(self) -> WindowOutput | None:
+        """Ends the windowed forward and returns its output.
+
+        Later forwards are plain; blocks that the backward pass runs again (activation checkpointing) are windowed.
+        """
+
     def disarm(self) -> None:
         """Back to the plain network; drops everything that was kept for the backward pass."""
 

@@ -59,9 +59,11 @@ class DroppedEngine(PatchedEngine):
 
     def _network(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._run = None
-        if self._windows is None or not (self._inference or torch.is_grad_enabled()):
+        if self._windows is None:
             return original(*args, **kwargs)
         sequence = next(v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor) and v.ndim >= 2)
+        if not self._is_live(sequence):
+            return original(*args, **kwargs)
         if self._inner_prefix is None:
             self._inner_prefix = self._first_rows - sequence.shape[1]
         rows = sequence.shape[1] + self._inner_prefix

@@ -101,6 +101,7 @@ class PatchedEngine:
         self._windows: tuple[Window, ...] | None = None
         self._attached = 0
         self._inference = False
+        self._finished = False
         self._run: Run | None = None
 
     def install(self) -> None:
@@ -121,9 +122,17 @@ class PatchedEngine:
         self._windows = tuple(windows) if len(set(windows)) > 1 else tuple(windows[:1])
         self._inference = inference
 
+    def finish(self) -> WindowOutput | None:
+        """Ends the windowed forward: later forwards are plain, and what the backward pass runs again is windowed."""
+        output = self.output
+        self._finished = True
+        if self._run is not None:
+            self._run.states, self._run.hidden, self._run.logits, self._run.unread = None, (), None, None
+        return output
+
     def disarm(self) -> None:
         """Back to the plain network."""
-        self._windows, self._run = None, None
+        self._windows, self._run, self._finished = None, None, False
 
     @property
     def output(self) -> WindowOutput | None:
@@ -140,6 +149,8 @@ class PatchedEngine:
     def _is_live(self, states: torch.Tensor) -> bool:
         # A forward without gradient inside a training step (sampling, a teacher) is the user's own: it stays plain.
         # Reentrant checkpointing runs without gradient too, on states that require it.
+        if self._finished and not _in_backward():
+            return False
         return self._inference or torch.is_grad_enabled() or states.requires_grad
 
     def _split(self, batch: int, rows: int) -> tuple[tuple[Group, ...], bool]:
@@ -191,3 +202,8 @@ class PatchedEngine:
             return place_rows(packed, run.groups, run.rows, fill=self._other_rows).view(*shape, -1)
         run.logits = tuple(packed[group.samples, : group.stop - group.loss_start] for group in run.groups)
         return self.placeholder.expand(*shape, packed.shape[-1])
+
+
+def _in_backward() -> bool:
+    """Whether the caller is run by a backward pass, as what activation checkpointing recomputes."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -146,9 +145,7 @@ class _Record:
 class _Recorder:
     """Watches one plain run of the step: the blocks run without gradient, what follows them with it."""
 
-    def __init__(
-        self, module: pl.LightningModule, stacks: dict[str, list[nn.Module]], tokens: int, hints: Hints
-    ) -> None:
+    def __init__(self, module: nn.Module, stacks: dict[str, list[nn.Module]], tokens: int, hints: Hints) -> None:
         self.module = module
         self.stacks = [_Stack(name, blocks) for name, blocks in stacks.items()]
         self.tokens = tokens
@@ -397,9 +394,7 @@ def _places(logits: torch.Tensor, source: torch.Tensor, batch: int, length: int)
     return sorted(places)
 
 
-def rehearse(
-    module: pl.LightningModule, step: Callable[[], Any], *, tokens: int, hints: Hints
-) -> tuple[Trace, Sandbox]:
+def rehearse(module: nn.Module, step: Callable[[], Any], *, tokens: int, hints: Hints) -> tuple[Trace, Sandbox]:
     """Runs a training step up to its cross-entropy, without a trace, and reports what feeds it.
 
     Args:
@@ -445,7 +440,7 @@ def rehearse(
     return recorder.trace, sandbox
 
 
-def _explain_absence(module: pl.LightningModule, recorder: _Recorder, found: str) -> str:
+def _explain_absence(module: nn.Module, recorder: _Recorder, found: str) -> str:
     """Why no cross-entropy was met, as far as can be told."""
     text = (
         f"no call of torch.nn.functional.cross_entropy on the logits of one of the block stacks {found} was seen in "

@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from functools import partial
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -71,7 +70,7 @@ class Sandbox:
         quiet: Modules put into evaluation mode during the runs (the parts of the blocks).
     """
 
-    def __init__(self, module: pl.LightningModule, step: Callable[[], Any], *, quiet: list[nn.Module]) -> None:
+    def __init__(self, module: nn.Module, step: Callable[[], Any], *, quiet: list[nn.Module]) -> None:
         self.module = module
         self.step = step
         self.quiet = quiet
@@ -236,10 +235,10 @@ def _attention_without_dropout(
 
 
 @contextmanager
-def _muted(module: pl.LightningModule) -> Iterator[None]:
+def _muted(module: nn.Module) -> Iterator[None]:
     names = ["log", "log_dict"]
     stand_ins: dict[str, Any] = dict.fromkeys(names, lambda *args, **kwargs: None)
-    if not module.automatic_optimization:
+    if not getattr(module, "automatic_optimization", True):
         optimizers, schedulers = _optimizers(module)
         stand_ins |= {
             "optimizers": lambda *args, **kwargs: optimizers[0] if len(optimizers) == 1 else optimizers,
@@ -259,7 +258,7 @@ def _muted(module: pl.LightningModule) -> Iterator[None]:
         vars(module).update(own)
 
 
-def _optimizers(module: pl.LightningModule) -> tuple[list[InertOptimizer], list[InertOptimizer]]:
+def _optimizers(module: Any) -> tuple[list[InertOptimizer], list[InertOptimizer]]:
     """Stand-ins for the module's optimizers and schedulers, as many as there are."""
     try:
         trainer = module.trainer

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -65,7 +64,7 @@ class Selection:
 
 
 def build_engine(
-    module: pl.LightningModule,
+    module: nn.Module,
     trace: Trace,
     name: str,
     *,
@@ -146,7 +145,7 @@ def _is_plain_linear(head: nn.Module) -> bool:
     )
 
 
-def _watches_outputs(module: pl.LightningModule) -> bool:
+def _watches_outputs(module: nn.Module) -> bool:
     """Whether something waits for gradients of the network's output: sharded parameters, or hooks."""
     return any(
         isinstance(part, (FSDPModule, FullyShardedDataParallel)) or part._backward_hooks or part._backward_pre_hooks
@@ -272,7 +271,7 @@ def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def select_engine(
-    module: pl.LightningModule,
+    module: nn.Module,
     step: Callable[[], Any],
     sampler: WindowSampler,
     *,
@@ -350,7 +349,7 @@ def _proved(
 
 
 def _report(
-    module: pl.LightningModule,
+    module: nn.Module,
     trace: Trace,
     engine: Engine,
     sampler: WindowSampler,

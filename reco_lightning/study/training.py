@@ -288,8 +288,8 @@ def _sample(
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Clips of a network, within the blocks that it was trained on together."""
     window = None
-    if method is not None and method.context == "dropped":
-        window = method.sampler.window_blocks
+    if method is not None and method.settings.context == "dropped":
+        window = method.settings.sampler.window_blocks
     made = generate(
         model,
         count,

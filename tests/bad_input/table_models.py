@@ -16,6 +16,7 @@ from reco_lightning.draws import check_sampling
 from reco_lightning.loss_aware import RunningLosses
 from reco_lightning.models.larp import LARPTransformer
 from reco_lightning.models.video_model import VideoModel
+from reco_lightning.settings import ReCoSettings
 from reco_lightning.tokenizers import Emu3Tokenizer, LARPTokenizer, OmniTokenizer, VidTokTokenizer, load_tokenizer
 from reco_lightning.tokenizers.base import latent_grid, to_uint8, to_unit_range
 from reco_lightning.tokenizers.larp_config import LARPConfig
@@ -64,6 +65,26 @@ __all__ = ["MODELS"]
 IDS = torch.zeros(1, 4).long()
 BETAS = values(None, 0.9, "ab", (0.9,), (0.9, 1.0), (-0.1, 0.9), (0.9, NAN), ("a", "b"), (True, 0.9))
 
+_SETTINGS = {
+    "sampler": values(None, 3, "sampler", (4, 2)),
+    "continuity_weight": number(0),
+    "continuity_norm": choice(),
+    "context": choice(),
+    "windows_per_batch": whole(1),
+    "continuity_lag": whole(1),
+    "continuity_schedule": choice(),
+    "continuity_balanced": SWITCH,
+    "attached_blocks": whole(0),
+    "attached_share": number(0, 1, open_ends="l"),
+    "engine": choice(),
+    "network": values(3, b"a", ["a"], True),
+    "blocks": values(3, b"a", ["a"], True),
+    "head": values(3, b"a", ["a"], True),
+    "prefix_tokens": whole(0, optional=True),
+    "chunked_loss": SWITCH,
+    "verify": SWITCH,
+}
+
 MODELS: tuple[Entry, ...] = (
     Entry("Window", rl.Window, fixed(start=0, stop=2), {"start": whole(0, 1), "stop": whole(1)}),
     Entry(
@@ -84,42 +105,14 @@ MODELS: tuple[Entry, ...] = (
         "ReCoCallback",
         rl.ReCoCallback,
         lambda: {"sampler": rl.WindowSampler(4, 2)},
-        {
-            "sampler": values(None, 3, "sampler", (4, 2)),
-            "continuity_weight": number(0),
-            "continuity_norm": choice(),
-            "context": choice(),
-            "windows_per_batch": whole(1),
-            "continuity_lag": whole(1),
-            "continuity_schedule": choice(),
-            "continuity_balanced": SWITCH,
-            "attached_blocks": whole(0),
-            "attached_share": number(0, 1, open_ends="l"),
-            "loss_aware": number(0),
-            "engine": choice(),
-            "network": values(3, b"a", ["a"], True),
-            "blocks": values(3, b"a", ["a"], True),
-            "head": values(3, b"a", ["a"], True),
-            "prefix_tokens": whole(0, optional=True),
-            "chunked_loss": SWITCH,
-            "verify": SWITCH,
-        },
+        _SETTINGS | {"loss_aware": number(0)},
     ),
+    Entry("settings.ReCoSettings", ReCoSettings, lambda: {"sampler": rl.WindowSampler(4, 2)}, _SETTINGS),
     Entry(
         "ReCoMixin",
         lambda **arguments: Mixed().init_reco(**arguments),
-        lambda: {"sampler": rl.WindowSampler(4, 2), "blocks": "blocks", "head": "head", "prefix_tokens": 1},
-        {
-            "sampler": values(None, 3, "sampler"),
-            "blocks": TEXT,
-            "head": TEXT,
-            "prefix_tokens": whole(0),
-            "continuity_weight": number(0),
-            "continuity_norm": choice(),
-            "context": choice(),
-            "windows_per_batch": whole(1),
-            "verify": SWITCH,
-        },
+        lambda: {"sampler": rl.WindowSampler(4, 2)},
+        _SETTINGS,
     ),
     Entry(
         "continuity_loss",

@@ -26,10 +26,10 @@ def cut(windows, batch, module, loss, *, autocast=nullcontext, prepare=None, **o
     """Gradients by parameter name of each window's step, and the engine's name; ``prepare`` comes after the proof."""
     callback = ReCoCallback(WINDOWS, continuity_weight=WEIGHT, **options)
     with autocast():
-        selection = callback.select(module, lambda: module.training_step(batch, 0))
+        selection = callback.settings.select(module, lambda: module.training_step(batch, 0))
     if prepare is not None:
         prepare(module)
-    injection = Injection(selection.engine, selection.trace, callback.continuity)
+    injection = Injection(selection.engine, selection.trace, callback.settings.continuity)
     selection.engine.install()
     found = []
     try:

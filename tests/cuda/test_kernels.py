@@ -122,13 +122,15 @@ def test_a_step_does_not_wait_for_the_device(options, device):
     module = foreign.ShiftedInput().to(device)
     ids = next(iter(foreign.batches()))[0].to(device)
     callback = ReCoCallback(WindowSampler(foreign.BLOCKS, foreign.PER_BLOCK), **options)
-    selection = callback.select(module, lambda: module.training_step([ids], 0))
-    injection = Injection(selection.engine, selection.trace, callback.continuity, by_group=callback._losses is not None)
-    groups = callback.windows_per_batch
+    selection = callback.settings.select(module, lambda: module.training_step([ids], 0))
+    injection = Injection(
+        selection.engine, selection.trace, callback.settings.continuity, by_group=callback._losses is not None
+    )
+    groups = callback.settings.windows_per_batch
     selection.engine.install()
     try:
-        for first in range(len(callback.sampler.windows) - groups + 1):
-            windows = callback.sampler.windows[first : first + groups]
+        for first in range(len(callback.settings.sampler.windows) - groups + 1):
+            windows = callback.settings.sampler.windows[first : first + groups]
             for step in range(2):  # the first one may make what is kept
                 with no_synchronisation() if step else torch.enable_grad():
                     loss, _ = injection.run(windows, lambda: module.training_step([ids], 0))
@@ -191,11 +193,11 @@ def test_attention_that_is_not_sdpa_gives_the_gradients_of_sdpa(attention, devic
         module = Llama(implementation).to(device)
         ids = torch.randint(20, (3, 256), device=device)
         callback = ReCoCallback(WindowSampler(4, 64), continuity_weight=0.5)
-        selection = callback.select(module, lambda: module.training_step([ids], 0))  # noqa: B023 - called here
-        injection = Injection(selection.engine, selection.trace, callback.continuity)
+        selection = callback.settings.select(module, lambda: module.training_step([ids], 0))  # noqa: B023 - called here
+        injection = Injection(selection.engine, selection.trace, callback.settings.continuity)
         selection.engine.install()
         try:
-            loss, _ = injection.run([callback.sampler.windows[1]], lambda: module.training_step([ids], 0))  # noqa: B023
+            loss, _ = injection.run([callback.settings.sampler.windows[1]], lambda: module.training_step([ids], 0))  # noqa: B023
             loss.backward()
         finally:
             selection.engine.remove()
@@ -222,5 +224,5 @@ def test_a_network_in_bfloat16_is_served(device):
     )
     ids = torch.randint(32, (2, 64), device=device)
     callback = ReCoCallback(WindowSampler(4, 16))
-    selection = callback.select(module, lambda: module.training_step([ids], 0))
+    selection = callback.settings.select(module, lambda: module.training_step([ids], 0))
     assert selection.engine.name == "frozen"

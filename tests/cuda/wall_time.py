@@ -60,8 +60,8 @@ def train(options, method, batch_size, seconds):
     if callback is not None:
         batch = data.draw(batch_size)
         with torch.autocast(device.type, torch.bfloat16):
-            selection = callback.select(module, lambda: module.training_step(batch, 0))
-        injection = Injection(selection.engine, selection.trace, callback.continuity)
+            selection = callback.settings.select(module, lambda: module.training_step(batch, 0))
+        injection = Injection(selection.engine, selection.trace, callback.settings.continuity)
         selection.engine.install()
 
     @torch.no_grad()
@@ -82,7 +82,7 @@ def train(options, method, batch_size, seconds):
             if injection is None:
                 loss = module.training_step(tokens, number)
             else:
-                windows = callback.sampler.sample_groups(number, callback.windows_per_batch)
+                windows = callback.settings.sampler.sample_groups(number, callback.settings.windows_per_batch)
                 loss, _ = injection.run(windows, lambda: module.training_step(tokens, number))
         loss.backward()
         if injection is not None:

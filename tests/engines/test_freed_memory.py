@@ -35,9 +35,11 @@ def test_no_tensor_is_left_to_the_collector(options):
     def step():
         return module.training_step([ids], 0)
 
-    selection = callback.select(module, step)
-    injection = Injection(selection.engine, selection.trace, callback.continuity, by_group=callback._losses is not None)
-    windows = callback.sampler.windows[-callback.windows_per_batch :]
+    selection = callback.settings.select(module, step)
+    injection = Injection(
+        selection.engine, selection.trace, callback.settings.continuity, by_group=callback._losses is not None
+    )
+    windows = callback.settings.sampler.windows[-callback.settings.windows_per_batch :]
 
     def train():
         injection.run(windows, step)[0].backward()

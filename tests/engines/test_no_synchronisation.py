@@ -41,8 +41,8 @@ def build():
 def test_a_step_runs_without_any_value(options):
     callback, module = ReCoCallback(WindowSampler(BLOCKS, PER_BLOCK), **options), build()
     ids = next(iter(foreign.batches()))[0]
-    selection = callback.select(module, lambda: module.training_step([ids], 0))
-    groups = callback.windows_per_batch
+    selection = callback.settings.select(module, lambda: module.training_step([ids], 0))
+    groups = callback.settings.windows_per_batch
     with FakeTensorMode():
         fake, ids = build(), torch.empty(len(ids), TOKENS, dtype=torch.long)
         trace = replace(selection.trace, logits=torch.empty(()))
@@ -51,15 +51,15 @@ def test_a_step_runs_without_any_value(options):
             trace,
             selection.engine.name,
             tokens=TOKENS,
-            context=callback.context,
-            chunked_loss=callback.chunked_loss,
+            context=callback.settings.context,
+            chunked_loss=callback.settings.chunked_loss,
         )
-        injection = Injection(engine, trace, callback.continuity, by_group=callback._losses is not None)
+        injection = Injection(engine, trace, callback.settings.continuity, by_group=callback._losses is not None)
         engine.install()
-        for first in range(len(callback.sampler.windows) - groups + 1):
+        for first in range(len(callback.settings.sampler.windows) - groups + 1):
             with Sent() as sent:
                 result, report = injection.run(
-                    callback.sampler.windows[first : first + groups], lambda: fake.training_step([ids], 0)
+                    callback.settings.sampler.windows[first : first + groups], lambda: fake.training_step([ids], 0)
                 )
                 result.backward()
                 engine.disarm()

@@ -143,10 +143,16 @@ class Watched(ReCoCallback):
 
     proof: float | None = None
 
-    def select(self, *args: Any, **kwargs: Any) -> Any:
-        selection = super().select(*args, **kwargs)
-        self.proof = selection.error
-        return selection
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        select = self.settings.select
+
+        def record(*args: Any, **kwargs: Any) -> Any:
+            selection = select(*args, **kwargs)
+            self.proof = selection.error
+            return selection
+
+        vars(self.settings)["select"] = record
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

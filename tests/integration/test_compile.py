@@ -149,11 +149,11 @@ def test_autocast_under_a_compiler_gives_the_gradients_of_autocast_without(name,
         module, batch = quieten(setting.make()).train(), setting.draw(0)
         callback = ReCoCallback(WINDOWS)
         with torch.autocast("cpu", torch.bfloat16):
-            selection = callback.select(module, lambda: module.training_step(batch, 0))  # noqa: B023 - called here
+            selection = callback.settings.select(module, lambda: module.training_step(batch, 0))  # noqa: B023 - called here
         if compiled:
             torch._dynamo.reset()
             module.get_submodule(setting.compiled).compile(backend=backend, fullgraph=True)
-        injection = Injection(selection.engine, selection.trace, callback.continuity)
+        injection = Injection(selection.engine, selection.trace, callback.settings.continuity)
         selection.engine.install()
         with torch.autocast("cpu", torch.bfloat16):
             loss, _ = injection.run([WINDOWS.sample(1)], lambda: module.loss(batch))  # noqa: B023

@@ -64,7 +64,11 @@ def test_a_line_says_all_that_decides_a_run(tmp_path: Path) -> None:
     assert mixed.data == DataSpec("digits", motion="fast", clips=7, blocks=3)
     callback = mixed.method.callback(3, 16)
     assert callback is not None
-    assert (callback.windows_per_batch, callback.context, callback.sampler.stride_blocks) == (4, "keys", 0.5)
+    assert (
+        callback.settings.windows_per_batch,
+        callback.settings.context,
+        callback.settings.sampler.stride_blocks,
+    ) == (4, "keys", 0.5)
     assert (half.name, half.budget, half.share, half.plain) == ("plain, 0.5 of the steps", "steps", 0.5, False)
     assert equal.name == "reco, equal cost"
 

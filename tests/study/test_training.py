@@ -126,7 +126,7 @@ def test_equal_cost_buys_the_steps_that_the_plain_operations_pay(tmp_path: Path)
     spent = sum(count / 8 * costs.of((of_window[name],)) for name, count in record["windows"].items())
     assert record["cost"] == pytest.approx(spent / (4 * costs.plain))
     assert record["cost"] == pytest.approx(0.5, abs=0.1)
-    drawn = [callback.sampler.sample(step).start for step in range(record["steps"])]
+    drawn = [callback.settings.sampler.sample(step).start for step in range(record["steps"])]
     assert record["windows"] == {f"{start}-{start + 32}": 8 * drawn.count(start) for start in sorted(set(drawn))}
 
 
