@@ -21,11 +21,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from reco_lightning import ReCoCallback, WindowSampler
-from reco_lightning.data.caption_module import CaptionDataModule
-from reco_lightning.data.tokens import TokenShardWriter
-from reco_lightning.models.text_generation import generate_from_text
-from reco_lightning.models.text_video_model import TextVideoModel
-from reco_lightning.models.text_video_network import TextVideoNetwork
+from reco_lightning.data.tokens.caption_module import CaptionDataModule
+from reco_lightning.data.tokens.shards import TokenShardWriter
+from reco_lightning.models.sampling.text import generate_from_text
+from reco_lightning.models.text_video.lightning_module import TextVideoModel
+from reco_lightning.models.text_video.network import TextVideoNetwork
 
 SIDE = 4  # frames, rows and columns
 COLOURS = ("red", "green", "blue")  # ids 1 to 3; id 0 is the background

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from reco_lightning.cli import main
+from reco_lightning.cli.entry_point import main
 
 __all__: list[str] = []
 

@@ -8,9 +8,15 @@ import json
 import pytest
 import torch
 
-from reco_lightning.benchmark import METHODS, Measurement, StepBenchmark, matrix_rate, network_of_size
-from reco_lightning.benchmark_report import benchmark, benchmark_figure, benchmark_table
-from reco_lightning.cli import main
+from reco_lightning.cli.entry_point import main
+from reco_lightning.experiments.benchmark.command import benchmark, benchmark_figure, benchmark_table
+from reco_lightning.experiments.benchmark.training_steps import (
+    METHODS,
+    Measurement,
+    StepBenchmark,
+    matrix_rate,
+    network_of_size,
+)
 
 CPU = torch.device("cpu")
 

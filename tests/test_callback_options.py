@@ -13,10 +13,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 from reco_lightning import ReCoCallback, VideoTransformer, WindowSampler, continuity_loss
-from reco_lightning.continuity import Continuity, gradient_norm
-from reco_lightning.injection import Injection
-from reco_lightning.loss_aware import RunningLosses
-from reco_lightning.windows import Window
+from reco_lightning.windowing.injection.windowed_step import Injection
+from reco_lightning.windowing.losses.continuity import Continuity, gradient_norm
+from reco_lightning.windowing.running_losses import RunningLosses
+from reco_lightning.windowing.sampler import Window
 
 BLOCKS, PER_BLOCK, VOCAB = 5, 4, 16
 TOKENS = BLOCKS * PER_BLOCK

@@ -15,10 +15,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import reco_lightning.cross_entropy
+import reco_lightning.windowing.losses.cross_entropy
 from reco_lightning import ReCoCallback, WindowSampler
-from reco_lightning.injection import Injection
-from reco_lightning.linear_cross_entropy import linear_cross_entropy
+from reco_lightning.windowing.injection.windowed_step import Injection
+from reco_lightning.windowing.losses.chunked_cross_entropy import linear_cross_entropy
 from tests.helpers import foreign
 from tests.helpers.foreign import BLOCKS, MODULES, PER_BLOCK, TOKENS, VOCAB, batches, trainer
 
@@ -34,7 +34,7 @@ def chunks(monkeypatch):
         calls.append(1)
         return linear_cross_entropy(*args, **kwargs, chunk_elements=CHUNK)
 
-    monkeypatch.setattr(reco_lightning.cross_entropy, "linear_cross_entropy", small)
+    monkeypatch.setattr(reco_lightning.windowing.losses.cross_entropy, "linear_cross_entropy", small)
     return calls
 
 
@@ -437,13 +437,13 @@ def test_the_head_multiplies_in_the_type_of_its_own_call(head_under_autocast, ch
                 return F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
 
     seen = set()
-    small = reco_lightning.cross_entropy.linear_cross_entropy
+    small = reco_lightning.windowing.losses.cross_entropy.linear_cross_entropy
 
     def watched(states, weight, *args, **kwargs):
         seen.update((states.dtype, weight.dtype, torch.is_autocast_enabled("cpu")))
         return small(states, weight, *args, **kwargs)
 
-    monkeypatch.setattr(reco_lightning.cross_entropy, "linear_cross_entropy", watched)
+    monkeypatch.setattr(reco_lightning.windowing.losses.cross_entropy, "linear_cross_entropy", watched)
     assert_same_training(build(Module), partial(ReCoCallback, sampler()), chunks, atol=2e-3)
     assert seen == {torch.bfloat16 if head_under_autocast else torch.float32, False}
 

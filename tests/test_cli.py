@@ -16,8 +16,8 @@ import wandb
 import yaml
 
 from reco_lightning import __version__
-from reco_lightning.checkpoints import checkpoint_model
-from reco_lightning.cli import COMMANDS, Command, main, resolve_recipes
+from reco_lightning.cli.entry_point import COMMANDS, Command, main, resolve_recipes
+from reco_lightning.support.checkpoints import checkpoint_model
 from tests.helpers.cli_modules import TinyModel
 
 pytestmark = pytest.mark.third_party
@@ -94,7 +94,8 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys\nfrom reco_lightning.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "import sys\nfrom reco_lightning.cli.entry_point import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
         "print([m for m in ('torch', 'lightning', 'wandb', 'decord', 'av') if m in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -153,7 +154,7 @@ def test_mistakes_exit_with_2_and_a_message(args: list[str], message: str, capsy
 def record(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command `record` beside the others."""
     command = Command("record", "Prints.", "tests.helpers.cli_modules:record", aliases=(("-n", "--n"),))
-    monkeypatch.setattr("reco_lightning.cli.COMMANDS", (*COMMANDS, command))
+    monkeypatch.setattr("reco_lightning.cli.entry_point.COMMANDS", (*COMMANDS, command))
 
 
 @pytest.mark.usefixtures("record")

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from reco_lightning import VideoModel, VideoTransformer
-from reco_lightning.checkpoints import load_module
-from reco_lightning.cli import main
-from reco_lightning.data.video import read_clip
-from reco_lightning.media import write_video
+from reco_lightning.cli.entry_point import main
+from reco_lightning.data.video.clip import read_clip
+from reco_lightning.support.checkpoints import load_module
+from reco_lightning.support.media import write_video
 from reco_lightning.tokenizers.base import to_unit_range
 from reco_lightning.tokenizers.vqvae import VQVAE
 from tests.helpers.checkpoints import save

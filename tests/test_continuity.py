@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reco_lightning.continuity import continuity_loss
+from reco_lightning.windowing.losses.continuity import continuity_loss
 
 # Two samples of three states of width 2; squared distances of neighbours: 5, 4 and 1, 0; of lag 2: 1 and 1.
 STATES = [[[0, 0], [1, 2], [1, 0]], [[2, 2], [2, 3], [2, 3]]]

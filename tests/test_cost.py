@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reco_lightning.cost import count_hidden_operations, count_operations, count_saved_bytes
-from reco_lightning.planning import StepTracker
+from reco_lightning.experiments.plan.memory_tracker import StepTracker
+from reco_lightning.windowing.cost import count_hidden_operations, count_operations, count_saved_bytes
 
 B, T, D = 2, 6, 4
 

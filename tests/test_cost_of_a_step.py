@@ -49,7 +49,7 @@ def test_operations_are_those_counted_by_hand(found):
 
 def test_the_callback_costs_no_more_operations_than_the_mixin(found):
     from reco_lightning import ReCoMixin
-    from reco_lightning.cost import count_operations
+    from reco_lightning.windowing.cost import count_operations
 
     class Own(ReCoMixin, torch.nn.Module):
         def __init__(self, network):

@@ -15,20 +15,20 @@ import numpy as np
 import pytest
 import torch
 
-from reco_lightning.checkpoints import load_module
-from reco_lightning.cli import main
-from reco_lightning.data.video import read_clip
-from reco_lightning.demo import FULL, QUICK
-from reco_lightning.demo.clips import find_sample_videos, find_user_videos, square_views, write_views
-from reco_lightning.demo.evaluation import Row
-from reco_lightning.demo.output import prepare_output
-from reco_lightning.demo.progress import Recorder, stage_bar
-from reco_lightning.demo.report import findings, markdown_table, tables
-from reco_lightning.demo.run import compare
-from reco_lightning.demo.training import build_model, make_loggers
+from reco_lightning.cli.entry_point import main
+from reco_lightning.data.video.clip import read_clip
+from reco_lightning.experiments.demo import FULL, QUICK
+from reco_lightning.experiments.demo.clips import find_sample_videos, find_user_videos, square_views, write_views
+from reco_lightning.experiments.demo.evaluation import Row
+from reco_lightning.experiments.demo.output import prepare_output
+from reco_lightning.experiments.demo.progress import Recorder, stage_bar
+from reco_lightning.experiments.demo.report import findings, markdown_table, tables
+from reco_lightning.experiments.demo.run import compare
+from reco_lightning.experiments.demo.training import build_model, make_loggers
 from reco_lightning.models.video_model import VideoModel
+from reco_lightning.support.checkpoints import load_module
 from reco_lightning.tokenizers.vqvae import VQVAE
-from reco_lightning.windows import WindowSampler
+from reco_lightning.windowing.sampler import WindowSampler
 from tests.helpers.videos import encode
 
 TINY = replace(
@@ -278,8 +278,8 @@ def test_too_few_clips_say_what_is_needed(videos: Path, tmp_path: Path) -> None:
 
 def compare_until_training(videos: Path, output: Path) -> int:
     """Training clips that the demo would have."""
-    from reco_lightning.data.video_folder import VideoFolder
-    from reco_lightning.demo.clips import split_clips
+    from reco_lightning.data.video.folder import VideoFolder
+    from reco_lightning.experiments.demo.clips import split_clips
 
     with stage_bar(1, "test", 1) as bar:
         write_views(find_user_videos(str(videos), count=1, seed=0), output / "enough", settings=QUICK, bar=bar)

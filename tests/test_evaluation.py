@@ -20,26 +20,26 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from reco_lightning import VideoModel, VideoTransformer, generate
-from reco_lightning.checkpoints import load_module
-from reco_lightning.cli import main
-from reco_lightning.data.caption_ids import caption_ids, load_text_tokenizer
-from reco_lightning.data.token_module import TokenDataModule
-from reco_lightning.data.tokens import TokenShards
-from reco_lightning.data.video import read_clip
-from reco_lightning.decoding import decode_videos
-from reco_lightning.evaluation import EvaluateVideos
-from reco_lightning.media import write_video
+from reco_lightning.cli.entry_point import main
+from reco_lightning.data.tokens.caption_ids import caption_ids, load_text_tokenizer
+from reco_lightning.data.tokens.module import TokenDataModule
+from reco_lightning.data.tokens.shards import TokenShards
+from reco_lightning.data.video.clip import read_clip
 from reco_lightning.metrics import frechet
 from reco_lightning.metrics.clip_score import CLIP, clip_score
 from reco_lightning.metrics.features import RandomConvFeatures
 from reco_lightning.metrics.frechet import RandomFeatureDistance, frechet_video_distance
 from reco_lightning.metrics.interval import IntervalPSNR
 from reco_lightning.metrics.protocols import FVDProtocol
-from reco_lightning.models.text_generation import generate_from_text
-from reco_lightning.models.text_video_model import TextVideoModel
-from reco_lightning.models.text_video_network import TextVideoNetwork
-from reco_lightning.real_clips import RealClips
-from reco_lightning.tokenize import tokenize_folder
+from reco_lightning.models.sampling.decoding import decode_videos
+from reco_lightning.models.sampling.text import generate_from_text
+from reco_lightning.models.text_video.lightning_module import TextVideoModel
+from reco_lightning.models.text_video.network import TextVideoNetwork
+from reco_lightning.pipelines.evaluate.callback import EvaluateVideos
+from reco_lightning.pipelines.evaluate.real_clips import RealClips
+from reco_lightning.pipelines.tokenize.run import tokenize_folder
+from reco_lightning.support.checkpoints import load_module
+from reco_lightning.support.media import write_video
 from reco_lightning.tokenizers.base import to_uint8
 from reco_lightning.tokenizers.vqvae import VQVAE
 from tests.helpers.checkpoints import save

@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from reco_lightning.continuity import continuity_loss
-from reco_lightning.engines.frozen import FrozenEngine
 from reco_lightning.models.transformer import VideoTransformer
-from reco_lightning.windows import Window, WindowSampler
+from reco_lightning.windowing.engines.frozen import FrozenEngine
+from reco_lightning.windowing.losses.continuity import continuity_loss
+from reco_lightning.windowing.sampler import Window, WindowSampler
 from tests.helpers import reference
 
 N = 5 * 8

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from reco_lightning.cli import main
+from reco_lightning.cli.entry_point import main
 
 
 def config(folder: Path, *, callbacks: bool = True, clips: int = 8) -> str:

@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reco_lightning.draws import sample_token
-from reco_lightning.generation import generate
+from reco_lightning.models.sampling.generate import generate
+from reco_lightning.models.sampling.token_sampling import sample_token
 from reco_lightning.models.transformer import VideoTransformer
 from reco_lightning.models.video_model import VideoModel
 

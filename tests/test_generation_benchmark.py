@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 
-from reco_lightning.cli import main
-from reco_lightning.generation_benchmark import GenerationSpeed, as_llama, compare_generation
+from reco_lightning.cli.entry_point import main
+from reco_lightning.experiments.benchmark.sampling import GenerationSpeed, as_llama, compare_generation
 from reco_lightning.models.transformer import VideoTransformer
 
 pytestmark = pytest.mark.third_party

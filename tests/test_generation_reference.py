@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from reco_lightning import generation
-from reco_lightning.generation import generate, window_start
-from reco_lightning.models.larp import LARPTransformer
+from reco_lightning.models.larp.network import LARPTransformer
+from reco_lightning.models.sampling import generate as generation
+from reco_lightning.models.sampling.generate import generate, window_start
 from reco_lightning.models.transformer import VideoTransformer
 
 BLOCKS, PER_BLOCK, V = 3, 4, 11

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from reco_lightning.linear_cross_entropy import linear_cross_entropy
+from reco_lightning.windowing.losses.chunked_cross_entropy import linear_cross_entropy
 
 ROWS, WIDTH, CLASSES = 11, 6, 9
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
-from reco_lightning import media
-from reco_lightning.data.video import probe, read_clip
-from reco_lightning.media import log_videos, video_grid, video_strip, write_video
+from reco_lightning.data.video.clip import probe, read_clip
+from reco_lightning.support import media
+from reco_lightning.support.media import log_videos, video_grid, video_strip, write_video
 
 
 @pytest.fixture

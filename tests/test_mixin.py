@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from reco_lightning import ReCoCallback, ReCoMixin, VideoTransformer, WindowSampler
-from reco_lightning.engines.frozen import FrozenEngine
+from reco_lightning.windowing.engines.frozen import FrozenEngine
 from tests.helpers import foreign, reference
 from tests.helpers.foreign import batches, trainer
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from reco_lightning.benchmark import StepBenchmark, network_of_size
-from reco_lightning.injection import Injection
-from reco_lightning.methods import load_method
-from reco_lightning.plan_report import Setting, plan, plan_size
-from reco_lightning.planning import StepTracker, run_kernels, trace_step
+from reco_lightning.experiments.benchmark.training_steps import StepBenchmark, network_of_size
+from reco_lightning.experiments.methods import load_method
+from reco_lightning.experiments.plan.command import Setting, plan, plan_size
+from reco_lightning.experiments.plan.memory_tracker import StepTracker, run_kernels, trace_step
+from reco_lightning.windowing.injection.windowed_step import Injection
 
 SIZE, VOCAB, GRID, BATCH = "64x2x2", 96, (5, 4, 8), 2
 WIDTH, DEPTH = 64, 2

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from reco_lightning.plots import COLOURS, loss_curves, position_cross_entropy
+from reco_lightning.support.plots import COLOURS, loss_curves, position_cross_entropy
 
 pytestmark = pytest.mark.third_party
 

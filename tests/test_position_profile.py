@@ -10,9 +10,10 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from reco_lightning import VideoModel, VideoTransformer, position_profile
-from reco_lightning.models.larp import LARPTransformer
-from reco_lightning.position_profile import PositionLossProfile
+from reco_lightning import VideoModel, VideoTransformer
+from reco_lightning.callbacks import position_profile
+from reco_lightning.callbacks.position_profile import PositionLossProfile
+from reco_lightning.models.larp.network import LARPTransformer
 from tests.helpers import foreign
 
 GRID, VOCAB = (2, 2, 2), 16

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from reco_lightning import VideoModel, VideoTransformer, generate
-from reco_lightning.checkpoints import load_module
-from reco_lightning.cli import main
-from reco_lightning.data.video import probe
-from reco_lightning.decoding import decode_videos, encode_first_frames
-from reco_lightning.media import write_video
-from reco_lightning.models.larp import LARPTransformer
-from reco_lightning.prediction import GenerationRequests, VideoWriter
+from reco_lightning.cli.entry_point import main
+from reco_lightning.data.video.clip import probe
+from reco_lightning.models.larp.network import LARPTransformer
+from reco_lightning.models.sampling.decoding import decode_videos, encode_first_frames
+from reco_lightning.pipelines.predict.requests import GenerationRequests, VideoWriter
+from reco_lightning.support.checkpoints import load_module
+from reco_lightning.support.media import write_video
 from reco_lightning.tokenizers.base import to_uint8
 from reco_lightning.tokenizers.vqvae import VQVAE
 from tests.helpers.checkpoints import save
@@ -118,10 +118,10 @@ def test_the_command_line(saved, tmp_path):
             f"--ckpt_path={model}",
             f"--model.network={{'vocab_size': 8, 'grid': {list(GRID)}, 'dim': 32, 'depth': 2, 'heads': 2, "
             "'num_classes': 3}",
-            "--data=reco_lightning.prediction.GenerationRequests",
+            "--data=reco_lightning.pipelines.predict.requests.GenerationRequests",
             "--data.n=2",
             "--data.labels=[1]",
-            "--trainer.callbacks+=reco_lightning.prediction.VideoWriter",
+            "--trainer.callbacks+=reco_lightning.pipelines.predict.requests.VideoWriter",
             f"--trainer.callbacks.tokenizer={tokenizer}",
             f"--trainer.callbacks.output={tmp_path / 'out'}",
             "--trainer.logger=false",

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from reco_lightning.cli import main
-from reco_lightning.recipe_command import copy_recipe, recipe_text
-from reco_lightning.recipe_files import load_recipe, recipe_names
+from reco_lightning.cli.entry_point import main
+from reco_lightning.cli.recipes import copy_recipe, recipe_text
+from reco_lightning.recipes.files import load_recipe, recipe_names
 
 
 def test_ls_has_every_recipe_once_below_its_group(capsys: pytest.CaptureFixture[str]) -> None:

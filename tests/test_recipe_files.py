@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from reco_lightning.recipe_files import load_recipe, options_for, own_recipe
+from reco_lightning.recipes.files import load_recipe, options_for, own_recipe
 
 
 def test_unknown_recipe_names_the_closest() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from reco_lightning.recipe_merge import merge
+from reco_lightning.recipes.merge import merge
 
 RATE = {"class_path": "lightning.pytorch.callbacks.LearningRateMonitor", "init_args": {"logging_interval": "step"}}
 

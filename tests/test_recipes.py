@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 import yaml
 
-from reco_lightning.cli import main
-from reco_lightning.data.tokens import ClipSource, TokenShardWriter
-from reco_lightning.media import write_video
+from reco_lightning.cli.entry_point import main
+from reco_lightning.data.tokens.shards import ClipSource, TokenShardWriter
 from reco_lightning.models.transformer import SIZES
-from reco_lightning.recipe_files import Recipe, load_recipe, options_for, recipe_names, tables
+from reco_lightning.recipes.files import Recipe, load_recipe, options_for, recipe_names, tables
+from reco_lightning.support.media import write_video
 from tests.helpers.words import save_words
 
 FOLDER = Path(__file__).parents[1] / "reco_lightning" / "recipes"

@@ -12,9 +12,9 @@ import torch
 import yaml
 from torch.optim.lr_scheduler import LambdaLR, SequentialLR
 
-from reco_lightning.checkpoints import checkpoint_model
-from reco_lightning.cli import main
-from reco_lightning.resume import GivenOptimizerOptions, changed_values, merge_group, stated
+from reco_lightning.cli.checkpoint_overrides import GivenOptimizerOptions, changed_values, merge_group, stated
+from reco_lightning.cli.entry_point import main
+from reco_lightning.support.checkpoints import checkpoint_model
 from tests.helpers.cli_modules import TinyData, TinyModel, TinyNetwork
 
 

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from reco_lightning import ReCoCallback, SampleVideos, VideoModel, VideoTransformer, WindowSampler
-from reco_lightning.data.video import probe
+from reco_lightning.data.video.clip import probe
 from reco_lightning.tokenizers.vqvae import VQVAE
 from tests.helpers import foreign
 from tests.helpers.checkpoints import save

@@ -15,9 +15,9 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 
 from reco_lightning import ReCoCallback, WindowSampler
-from reco_lightning.continuity import Continuity
-from reco_lightning.engines.interception import PatchedMethod
-from reco_lightning.injection import Injection
+from reco_lightning.windowing.engines.interception import PatchedMethod
+from reco_lightning.windowing.injection.windowed_step import Injection
+from reco_lightning.windowing.losses.continuity import Continuity
 from tests.helpers.distributed import CASES
 from tests.helpers.foreign import trainer
 from tests.helpers.networks.common import BATCH, BLOCKS, PER_BLOCK, RATES, quieten

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from reco_lightning.cli import main
-from reco_lightning.data.tokens import ClipSource, TokenShards
-from reco_lightning.data.video import read_clip
-from reco_lightning.media import write_video
-from reco_lightning.tokenize import tokenize_folder
+from reco_lightning.cli.entry_point import main
+from reco_lightning.data.tokens.shards import ClipSource, TokenShards
+from reco_lightning.data.video.clip import read_clip
+from reco_lightning.pipelines.tokenize.run import tokenize_folder
+from reco_lightning.support.media import write_video
 from reco_lightning.tokenizers.base import to_unit_range
 from reco_lightning.tokenizers.vqvae import VQVAE
 from tests.data_pipeline.trees import pack, pixels, write_frames

@@ -17,13 +17,15 @@ import numpy as np
 import pytest
 import torch
 
-from reco_lightning import encoding, tokenize
-from reco_lightning.data import token_writer, unfinished
-from reco_lightning.data.manifest import read_manifest
-from reco_lightning.data.tokens import ClipSource, TokenShards
-from reco_lightning.data.video import read_clip
-from reco_lightning.media import write_video
-from reco_lightning.tokenize import _placement, tokenize_folder
+from reco_lightning.data.tokens import writer as token_writer
+from reco_lightning.data.tokens.manifest import read_manifest
+from reco_lightning.data.tokens.shards import ClipSource, TokenShards
+from reco_lightning.data.video.clip import read_clip
+from reco_lightning.pipelines.tokenize import encoding
+from reco_lightning.pipelines.tokenize import partial_output as unfinished
+from reco_lightning.pipelines.tokenize import run as tokenize
+from reco_lightning.pipelines.tokenize.run import _placement, tokenize_folder
+from reco_lightning.support.media import write_video
 from reco_lightning.tokenizers.vqvae import VQVAE
 
 FRAMES = {"a/one.mp4": 14, "a/two.mp4": 9, "b/three.mp4": 23}

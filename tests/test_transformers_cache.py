@@ -12,7 +12,7 @@ import torch
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from reco_lightning import ReCoCallback, explain
-from reco_lightning.transformers_cache import NEWEST_TESTED, find_cache_argument
+from reco_lightning.support.transformers_cache import NEWEST_TESTED, find_cache_argument
 from tests.helpers.foreign import trainer
 from tests.helpers.networks import caching
 from tests.helpers.networks.caching import CachingModule

@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from reco_lightning.whole_file import whole_file
+from reco_lightning.support.atomic_write import whole_file
 
 
 def test_the_old_file_stands_until_the_block_ends(tmp_path):

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from reco_lightning.windows import Window, WindowSampler
+from reco_lightning.windowing.sampler import Window, WindowSampler
 
 
 def test_a_window_is_a_half_open_range():

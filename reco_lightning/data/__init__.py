@@ -1,2 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real video in: folders of clips, token shards and the data modules over them."""
+"""Video and tokens on disk, and the data modules over them.
+
+The conversion from one to the other belongs to pipelines/tokenize.
+"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from reco_lightning.lazy import lazy_exports
+from reco_lightning.support.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
     from reco_lightning.metrics.clip_score import CLIP, CLIPScore
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
         frechet_video_distance,
         fvd_extractor,
     )
-    from reco_lightning.metrics.i3d import I3DFeatures, InceptionI3D, load_i3d
-    from reco_lightning.metrics.i3d_convert import convert_i3d
+    from reco_lightning.metrics.i3d.convert import convert_i3d
+    from reco_lightning.metrics.i3d.network import I3DFeatures, InceptionI3D, load_i3d
     from reco_lightning.metrics.interval import IntervalPSNR, interval_psnr
     from reco_lightning.metrics.mmd import PolynomialVideoMMD, polynomial_mmd
     from reco_lightning.metrics.motion_groups import MotionGroups
@@ -70,8 +70,8 @@ _HOMES = {
     "FVDProtocol": "protocols",
     "FeatureExtractor": "features",
     "FrechetVideoDistance": "frechet",
-    "I3DFeatures": "i3d",
-    "InceptionI3D": "i3d",
+    "I3DFeatures": "i3d.network",
+    "InceptionI3D": "i3d.network",
     "IntervalOpticalFlow": "optical_flow",
     "IntervalPSNR": "interval",
     "MotionGroups": "motion_groups",
@@ -81,7 +81,7 @@ _HOMES = {
     "RandomConvFeatures": "features",
     "RandomFeatureDistance": "frechet",
     "TorchScriptFeatures": "features",
-    "convert_i3d": "i3d_convert",
+    "convert_i3d": "i3d.convert",
     "frechet_distance": "frechet",
     "frechet_video_distance": "frechet",
     "fvd_extractor": "frechet",
@@ -89,7 +89,7 @@ _HOMES = {
     "generated_batches": "own_samples",
     "interval_optical_flow": "optical_flow",
     "interval_psnr": "interval",
-    "load_i3d": "i3d",
+    "load_i3d": "i3d.network",
     "mean_flow": "optical_flow",
     "measure_motion": "motion_manifest",
     "measure_position_loss": "position_loss",

@@ -18,9 +18,9 @@ from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
 
-from reco_lightning.checks import check_path, check_whole
 from reco_lightning.metrics.interval import check_videos
-from reco_lightning.plots import frame_scores
+from reco_lightning.support.argument_checks import check_path, check_whole
+from reco_lightning.support.plots import frame_scores
 from reco_lightning.tokenizers.base import fingerprint
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reco_lightning.checks import check_path, check_whole
 from reco_lightning.metrics.protocols import FVDProtocol, fvd_protocol, resize_frames
+from reco_lightning.support.argument_checks import check_path, check_whole
 from reco_lightning.tokenizers.base import fingerprint
 
 __all__ = ["KNOWN_FILES", "FeatureExtractor", "RandomConvFeatures", "TorchScriptFeatures", "git_blob_id", "weights_id"]

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from reco_lightning.checks import check_path, check_tensor, check_whole
 from reco_lightning.metrics.features import (
     KNOWN_FILES,
     FeatureExtractor,
@@ -21,10 +20,11 @@ from reco_lightning.metrics.features import (
     TorchScriptFeatures,
     git_blob_id,
 )
-from reco_lightning.metrics.i3d import load_i3d
+from reco_lightning.metrics.i3d.network import load_i3d
 from reco_lightning.metrics.moments import Moments
 from reco_lightning.metrics.moments_metric import MomentMetric
 from reco_lightning.metrics.protocols import FVDProtocol, check_clips, fvd_protocol
+from reco_lightning.support.argument_checks import check_path, check_tensor, check_whole
 
 __all__ = [
     "FrechetVideoDistance",

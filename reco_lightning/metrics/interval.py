@@ -15,8 +15,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
 
-from reco_lightning.checks import check_tensor, check_whole, check_whole_sequence
-from reco_lightning.plots import interval_curves
+from reco_lightning.support.argument_checks import check_tensor, check_whole, check_whole_sequence
+from reco_lightning.support.plots import interval_curves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

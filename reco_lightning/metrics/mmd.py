@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reco_lightning.checks import check_switch, check_tensor
 from reco_lightning.metrics.features import FeatureExtractor
 from reco_lightning.metrics.moments import Moments
 from reco_lightning.metrics.moments_metric import MomentMetric
+from reco_lightning.support.argument_checks import check_switch, check_tensor
 
 __all__ = ["PolynomialVideoMMD", "mmd_from_moments", "polynomial_mmd"]
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reco_lightning.checks import check_path
-from reco_lightning.whole_file import whole_file
+from reco_lightning.support.argument_checks import check_path
+from reco_lightning.support.atomic_write import whole_file
 
 __all__ = ["Moments", "load_moments", "save_moments"]
 

@@ -17,10 +17,10 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from reco_lightning.checks import check_whole
 from reco_lightning.metrics.features import FeatureExtractor, weights_id
 from reco_lightning.metrics.moments import Moments, load_moments, save_moments
 from reco_lightning.metrics.protocols import check_clips
+from reco_lightning.support.argument_checks import check_whole
 
 __all__ = ["MomentMetric"]
 

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from typing_extensions import override
 
-from reco_lightning.checks import check_size, check_whole
 from reco_lightning.metrics.interval import check_videos
 from reco_lightning.metrics.motion_manifest import BOUNDS, GROUPS, motion_group
 from reco_lightning.metrics.optical_flow import mean_flow
-from reco_lightning.plots import group_bars
+from reco_lightning.support.argument_checks import check_size, check_whole
+from reco_lightning.support.plots import group_bars
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reco_lightning.checks import check_path, check_size, check_tensor, check_whole
 from reco_lightning.metrics.optical_flow import FARNEBACK, mean_flow
-from reco_lightning.whole_file import whole_file
+from reco_lightning.support.argument_checks import check_path, check_size, check_tensor, check_whole
+from reco_lightning.support.atomic_write import whole_file
 
 __all__ = ["BOUNDS", "GROUPS", "MotionManifest", "measure_motion", "motion_group"]
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from reco_lightning.checks import check_size, check_whole_sequence
 from reco_lightning.metrics.interval import INTERVALS, IntervalMetric, Pairs, check_videos, frame_pairs
+from reco_lightning.support.argument_checks import check_size, check_whole_sequence
 
 __all__ = ["FARNEBACK", "IntervalOpticalFlow", "flow_magnitude", "interval_optical_flow", "mean_flow"]
 

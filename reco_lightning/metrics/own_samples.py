@@ -13,9 +13,9 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from reco_lightning.checks import check_whole
-from reco_lightning.draws import check_sampling
-from reco_lightning.generation import generate
+from reco_lightning.models.sampling.generate import generate
+from reco_lightning.models.sampling.token_sampling import check_sampling
+from reco_lightning.support.argument_checks import check_whole
 
 __all__ = ["check_batches", "generated_batches", "network_of", "token_layout", "unpack"]
 

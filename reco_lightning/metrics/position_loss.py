@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from typing_extensions import override
 
-from reco_lightning.checks import check_tensor, check_whole
 from reco_lightning.metrics.own_samples import check_batches, network_of, token_layout, unpack
-from reco_lightning.plots import position_cross_entropy
+from reco_lightning.support.argument_checks import check_tensor, check_whole
+from reco_lightning.support.plots import position_cross_entropy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reco_lightning.checks import check_finite, check_tensor, check_whole
+from reco_lightning.support.argument_checks import check_finite, check_tensor, check_whole
 
 __all__ = ["PROTOCOLS", "FVDProtocol", "check_clips", "fvd_protocol", "resize_frames"]
 

@@ -1,2 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reference network and the LightningModule around it; neither knows of windows."""
+"""Autoregressive video models and sampling from them.
+
+Models know nothing of windows: what windowed training does to a network belongs to windowing.
+"""

@@ -14,11 +14,11 @@ from lightning.pytorch.utilities.types import OptimizerConfig, OptimizerLRSchedu
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from typing_extensions import override
 
-from reco_lightning.checks import check_betas, check_finite, check_whole
-from reco_lightning.engines.rehearsal import block_stacks
-from reco_lightning.generation import generate
-from reco_lightning.models.larp import LARPTransformer
+from reco_lightning.models.larp.network import LARPTransformer
+from reco_lightning.models.sampling.generate import generate
 from reco_lightning.models.transformer import VideoTransformer
+from reco_lightning.support.argument_checks import check_betas, check_finite, check_whole
+from reco_lightning.windowing.injection.step_trace import block_stacks
 
 __all__ = ["VideoModel", "adamw_with_warmup", "weight_decay_groups"]
 
@@ -181,7 +181,7 @@ class VideoModel(pl.LightningModule):
         if "index" not in batch:
             raise ValueError(
                 f"predict samples videos, so a batch must hold 'index', got {sorted(batch)}; "
-                "use --data reco_lightning.prediction.GenerationRequests"
+                "use --data reco_lightning.pipelines.predict.requests.GenerationRequests"
             )
         index = batch["index"]
         tokens = generate(

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from reco_lightning.lazy import lazy_exports
+from reco_lightning.support.lazy_imports import lazy_exports
 
 if TYPE_CHECKING:
     from reco_lightning.tokenizers.base import VideoTokenizer
     from reco_lightning.tokenizers.emu3 import Emu3Tokenizer
-    from reco_lightning.tokenizers.larp import LARPTokenizer
+    from reco_lightning.tokenizers.larp.model import LARPTokenizer
     from reco_lightning.tokenizers.loading import load_tokenizer
-    from reco_lightning.tokenizers.omnitokenizer import OmniTokenizer
+    from reco_lightning.tokenizers.omnitokenizer.model import OmniTokenizer
     from reco_lightning.tokenizers.vidtok import VidTokTokenizer
     from reco_lightning.tokenizers.vqvae import VQVAE
 
@@ -30,8 +30,8 @@ __all__ = [
 _HOMES = {
     "VQVAE": "vqvae",
     "Emu3Tokenizer": "emu3",
-    "LARPTokenizer": "larp",
-    "OmniTokenizer": "omnitokenizer",
+    "LARPTokenizer": "larp.model",
+    "OmniTokenizer": "omnitokenizer.model",
     "VidTokTokenizer": "vidtok",
     "VideoTokenizer": "base",
     "load_tokenizer": "loading",

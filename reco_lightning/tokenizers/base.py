@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from reco_lightning.checks import check_tensor, check_whole
+from reco_lightning.support.argument_checks import check_tensor, check_whole
 
 __all__ = ["VideoTokenizer", "fingerprint", "latent_grid", "to_uint8", "to_unit_range"]
 

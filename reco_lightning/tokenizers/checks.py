@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from reco_lightning.checks import check_tensor, check_whole
+from reco_lightning.support.argument_checks import check_tensor, check_whole
 
 __all__ = ["block_grid", "check_ids", "check_loaded", "check_video"]
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from reco_lightning.checks import check_finite
+from reco_lightning.support.argument_checks import check_finite
 from reco_lightning.tokenizers.checks import block_grid, check_ids, check_loaded, check_video
 from reco_lightning.tokenizers.frozen import FrozenNetwork
 

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from reco_lightning import tokenizers
-from reco_lightning.checkpoints import load_module
-from reco_lightning.checks import check_path, check_whole
+from reco_lightning.support.argument_checks import check_path, check_whole
+from reco_lightning.support.checkpoints import load_module
 from reco_lightning.tokenizers.base import VideoTokenizer
 
 __all__ = ["load_tokenizer", "tokenizer_kind"]

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from typing_extensions import override
 
-from reco_lightning.checks import check_finite, check_whole
+from reco_lightning.support.argument_checks import check_finite, check_whole
 from reco_lightning.tokenizers.base import latent_grid, to_unit_range
 from reco_lightning.tokenizers.layers import PATCH, build_decoder, build_encoder
 

@@ -15,13 +15,13 @@ import torch
 
 import reco_lightning as rl
 from reco_lightning import metrics
-from reco_lightning.data.token_writer import TokenShardWriter
-from reco_lightning.media import write_video
-from reco_lightning.mixin import ReCoMixin
+from reco_lightning.data.tokens.writer import TokenShardWriter
 from reco_lightning.models.video_model import VideoModel
-from reco_lightning.tokenizers.larp_config import LARPConfig
-from reco_lightning.tokenizers.omnitokenizer_config import OmniTokenizerConfig
+from reco_lightning.support.media import write_video
+from reco_lightning.tokenizers.larp.config import LARPConfig
+from reco_lightning.tokenizers.omnitokenizer.config import OmniTokenizerConfig
 from reco_lightning.tokenizers.vqvae import VQVAE
+from reco_lightning.windowing.mixin import ReCoMixin
 from tests.bad_input.strategies import tensors
 from tests.helpers.checkpoints import save
 from tests.helpers.tiny_tokenizers import emu3_network, vidtok_network

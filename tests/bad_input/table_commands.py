@@ -10,24 +10,24 @@ from hypothesis import strategies as st
 
 import reco_lightning as rl
 from reco_lightning import metrics
-from reco_lightning.benchmark import StepBenchmark
-from reco_lightning.benchmark_report import benchmark
-from reco_lightning.commands import generate
-from reco_lightning.demo import run_demo
-from reco_lightning.demo.settings import Settings as DemoSettings
-from reco_lightning.devices import pick_device
-from reco_lightning.finite_loss import FiniteLoss
-from reco_lightning.generation_benchmark import compare_generation
-from reco_lightning.plan_report import Setting, plan
-from reco_lightning.recipe_command import copy_recipe
-from reco_lightning.recipe_files import load_recipe
-from reco_lightning.stopping import StopOnSignal
-from reco_lightning.study.command import run_plan, study
-from reco_lightning.study.digits import MovingDigits
-from reco_lightning.study.plan import load_plan
-from reco_lightning.study.settings import Settings as StudySettings
-from reco_lightning.study.sources import DataSpec
-from reco_lightning.tokenize import tokenize_folder
+from reco_lightning.callbacks.finite_loss import FiniteLoss
+from reco_lightning.callbacks.stop_on_signal import StopOnSignal
+from reco_lightning.cli.recipes import copy_recipe
+from reco_lightning.experiments.benchmark.command import benchmark
+from reco_lightning.experiments.benchmark.sampling import compare_generation
+from reco_lightning.experiments.benchmark.training_steps import StepBenchmark
+from reco_lightning.experiments.demo import run_demo
+from reco_lightning.experiments.demo.settings import Settings as DemoSettings
+from reco_lightning.experiments.plan.command import Setting, plan
+from reco_lightning.experiments.study.command import run_plan, study
+from reco_lightning.experiments.study.digits import MovingDigits
+from reco_lightning.experiments.study.plan import load_plan
+from reco_lightning.experiments.study.settings import Settings as StudySettings
+from reco_lightning.experiments.study.sources import DataSpec
+from reco_lightning.pipelines.generate import generate
+from reco_lightning.pipelines.tokenize.run import tokenize_folder
+from reco_lightning.recipes.files import load_recipe
+from reco_lightning.support.devices import pick_device
 from tests.bad_input.samples import fixed, model_file, network, new_folder, nothing, videos, vqvae_file
 from tests.bad_input.strategies import (
     BLOCKS,

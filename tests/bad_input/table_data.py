@@ -6,21 +6,21 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
-from reco_lightning.data.caption_module import CaptionDataModule
-from reco_lightning.data.caption_requests import CaptionRequests
-from reco_lightning.data.captions import read_captions
-from reco_lightning.data.layouts import open_index
-from reco_lightning.data.litdata_shards import LitTokenDataModule, export_litdata
-from reco_lightning.data.manifest import read_manifest
-from reco_lightning.data.resumable import ResumableDataLoader
-from reco_lightning.data.token_module import TokenDataModule
-from reco_lightning.data.token_writer import TokenShardWriter
-from reco_lightning.data.tokens import TokenShards
-from reco_lightning.data.video import probe, read_clip
-from reco_lightning.data.video_folder import VideoFolder
-from reco_lightning.data.video_module import VideoDataModule
-from reco_lightning.media import video_grid, video_strip, write_video
-from reco_lightning.prediction import GenerationRequests, VideoWriter
+from reco_lightning.data.index.captions import read_captions
+from reco_lightning.data.index.layouts import open_index
+from reco_lightning.data.loading.resumable_loader import ResumableDataLoader
+from reco_lightning.data.tokens.caption_module import CaptionDataModule
+from reco_lightning.data.tokens.litdata import LitTokenDataModule, export_litdata
+from reco_lightning.data.tokens.manifest import read_manifest
+from reco_lightning.data.tokens.module import TokenDataModule
+from reco_lightning.data.tokens.shards import TokenShards
+from reco_lightning.data.tokens.writer import TokenShardWriter
+from reco_lightning.data.video.clip import probe, read_clip
+from reco_lightning.data.video.folder import VideoFolder
+from reco_lightning.data.video.module import VideoDataModule
+from reco_lightning.pipelines.predict.caption_requests import CaptionRequests
+from reco_lightning.pipelines.predict.requests import GenerationRequests, VideoWriter
+from reco_lightning.support.media import video_grid, video_strip, write_video
 from tests.bad_input.samples import (
     fixed,
     folder,

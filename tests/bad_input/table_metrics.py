@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from reco_lightning import metrics
 from reco_lightning.metrics.clip_score import clip_score
 from reco_lightning.metrics.position_loss import position_loss
-from reco_lightning.plots import (
+from reco_lightning.support.plots import (
     frame_scores,
     group_bars,
     interval_curves,

@@ -7,21 +7,21 @@ import torch
 from hypothesis import strategies as st
 
 import reco_lightning as rl
-from reco_lightning.benchmark import network_of_size
-from reco_lightning.checkpoints import checkpoint_model, load_module
-from reco_lightning.continuity import Continuity
-from reco_lightning.data.caption_ids import caption_ids, load_text_tokenizer
-from reco_lightning.decoding import decode_videos, encode_first_frames
-from reco_lightning.draws import check_sampling
-from reco_lightning.loss_aware import RunningLosses
-from reco_lightning.models.larp import LARPTransformer
+from reco_lightning.data.tokens.caption_ids import caption_ids, load_text_tokenizer
+from reco_lightning.experiments.benchmark.training_steps import network_of_size
+from reco_lightning.models.larp.network import LARPTransformer
+from reco_lightning.models.sampling.decoding import decode_videos, encode_first_frames
+from reco_lightning.models.sampling.token_sampling import check_sampling
 from reco_lightning.models.video_model import VideoModel
-from reco_lightning.settings import ReCoSettings
+from reco_lightning.support.checkpoints import checkpoint_model, load_module
 from reco_lightning.tokenizers import Emu3Tokenizer, LARPTokenizer, OmniTokenizer, VidTokTokenizer, load_tokenizer
 from reco_lightning.tokenizers.base import latent_grid, to_uint8, to_unit_range
-from reco_lightning.tokenizers.larp_config import LARPConfig
-from reco_lightning.tokenizers.omnitokenizer_config import OmniTokenizerConfig
+from reco_lightning.tokenizers.larp.config import LARPConfig
+from reco_lightning.tokenizers.omnitokenizer.config import OmniTokenizerConfig
 from reco_lightning.tokenizers.vqvae import VQVAE
+from reco_lightning.windowing.losses.continuity import Continuity
+from reco_lightning.windowing.running_losses import RunningLosses
+from reco_lightning.windowing.settings import ReCoSettings
 from tests.bad_input.samples import (
     CLIPS,
     LLAMA,

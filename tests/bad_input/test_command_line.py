@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reco_lightning.cli import COMMANDS, main
+from reco_lightning.cli.entry_point import COMMANDS, main
 from reco_lightning.tokenizers.base import VideoTokenizer
 from tests.bad_input.samples import model_file, videos, vqvae_file
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import reco_lightning
-from reco_lightning.cli import COMMANDS
+from reco_lightning.cli.entry_point import COMMANDS
 from tests.bad_input.internal import INTERNAL, RECORDS
 from tests.bad_input.table import ENTRIES
 

@@ -19,22 +19,22 @@ from hypothesis import strategies as st
 from lightning.pytorch.core import saving
 
 from reco_lightning import metrics
-from reco_lightning.checkpoints import checkpoint_model, load_module
-from reco_lightning.cli import main
-from reco_lightning.data.caption_ids import load_text_tokenizer
-from reco_lightning.data.captions import read_captions
-from reco_lightning.data.layouts import open_index
-from reco_lightning.data.manifest import read_manifest
-from reco_lightning.data.token_writer import TokenShardWriter
-from reco_lightning.data.tokens import TokenShards
-from reco_lightning.methods import load_method
+from reco_lightning.cli.entry_point import main
+from reco_lightning.data.index.captions import read_captions
+from reco_lightning.data.index.layouts import open_index
+from reco_lightning.data.tokens.caption_ids import load_text_tokenizer
+from reco_lightning.data.tokens.manifest import read_manifest
+from reco_lightning.data.tokens.shards import TokenShards
+from reco_lightning.data.tokens.writer import TokenShardWriter
+from reco_lightning.experiments.methods import load_method
+from reco_lightning.experiments.study.plan import load_plan
 from reco_lightning.metrics.moments import load_moments
-from reco_lightning.models.larp import LARPTransformer
-from reco_lightning.models.text_video_network import TextVideoNetwork
+from reco_lightning.models.larp.network import LARPTransformer
+from reco_lightning.models.text_video.network import TextVideoNetwork
 from reco_lightning.models.video_model import VideoModel
-from reco_lightning.prediction import GenerationRequests
-from reco_lightning.recipe_files import load_recipe
-from reco_lightning.study.plan import load_plan
+from reco_lightning.pipelines.predict.requests import GenerationRequests
+from reco_lightning.recipes.files import load_recipe
+from reco_lightning.support.checkpoints import checkpoint_model, load_module
 from reco_lightning.tokenizers import Emu3Tokenizer, LARPTokenizer, OmniTokenizer, VidTokTokenizer, load_tokenizer
 from reco_lightning.tokenizers.vqvae import VQVAE
 from tests.bad_input.samples import model_file, text_network

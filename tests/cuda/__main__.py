@@ -21,8 +21,8 @@ from pathlib import Path
 
 import torch
 
-from reco_lightning.benchmark import Measurement, matrix_rate
-from reco_lightning.benchmark_report import benchmark_table
+from reco_lightning.experiments.benchmark.command import benchmark_table
+from reco_lightning.experiments.benchmark.training_steps import Measurement, matrix_rate
 
 STAGES = "correct", "compiled", "eager", "worth", "sampling"
 HERE = Path(__file__).parent

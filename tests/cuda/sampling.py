@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from reco_lightning.generation_benchmark import write_generation_speeds
+from reco_lightning.experiments.benchmark.sampling import write_generation_speeds
 
 if __name__ == "__main__":
     device, folder, *sizes = sys.argv[1:]

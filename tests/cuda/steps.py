@@ -10,7 +10,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from reco_lightning import ReCoCallback
-from reco_lightning.injection import Injection
+from reco_lightning.windowing.injection.windowed_step import Injection
 from tests.helpers.networks.common import quieten
 from tests.helpers.settings import WINDOWS
 

@@ -13,9 +13,9 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from reco_lightning import ReCoCallback, VideoTransformer, WindowSampler
-from reco_lightning.engines.attention import join_context
-from reco_lightning.injection import Injection
-from reco_lightning.linear_cross_entropy import linear_cross_entropy
+from reco_lightning.windowing.engines.attention import join_context
+from reco_lightning.windowing.injection.windowed_step import Injection
+from reco_lightning.windowing.losses.chunked_cross_entropy import linear_cross_entropy
 from tests.cuda.conftest import DEVICE
 from tests.cuda.steps import assert_close, windowed_gradients
 from tests.helpers import foreign

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from reco_lightning import ReCoCallback, VideoModel, VideoTransformer, WindowSampler
-from reco_lightning.generation import generate
+from reco_lightning.models.sampling.generate import generate
 
 GRID, V = (4, 3, 3), 24
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from reco_lightning.benchmark import StepBenchmark, network_of_size
-from reco_lightning.plan_report import Setting, plan_size
+from reco_lightning.experiments.benchmark.training_steps import StepBenchmark, network_of_size
+from reco_lightning.experiments.plan.command import Setting, plan_size
 
 KINDS = {
     "matrix products": ("gemm", "cutlass", "nvjet", "cublas", "wgmma", "aten::mm", "aten::addmm"),

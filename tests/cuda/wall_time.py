@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 
 from reco_lightning import VideoTransformer
-from reco_lightning.benchmark import _Step
-from reco_lightning.injection import Injection
-from reco_lightning.methods import load_method
-from reco_lightning.study.digits import VOCABULARY, MovingDigits
+from reco_lightning.experiments.benchmark.training_steps import _Step
+from reco_lightning.experiments.methods import load_method
+from reco_lightning.experiments.study.digits import VOCABULARY, MovingDigits
+from reco_lightning.windowing.injection.windowed_step import Injection
 
 BLOCKS, SIDE = 5, 4
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from reco_lightning.data.caption_ids import caption_ids, load_text_tokenizer, trim_captions
-from reco_lightning.data.caption_module import CaptionDataModule
-from reco_lightning.data.caption_requests import CaptionRequests
-from reco_lightning.data.token_module import TokenDataModule
-from reco_lightning.data.tokens import ClipSource, TokenShardWriter
+from reco_lightning.data.tokens.caption_ids import caption_ids, load_text_tokenizer, trim_captions
+from reco_lightning.data.tokens.caption_module import CaptionDataModule
+from reco_lightning.data.tokens.module import TokenDataModule
+from reco_lightning.data.tokens.shards import ClipSource, TokenShardWriter
+from reco_lightning.pipelines.predict.caption_requests import CaptionRequests
 from tests.helpers.words import save_words
 
 GRID = (2, 1, 2)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from reco_lightning.data.captions import read_captions
+from reco_lightning.data.index.captions import read_captions
 
 FILES = ["cats/a.mp4", "dogs/ß b.mp4"]
 

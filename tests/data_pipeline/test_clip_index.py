@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from reco_lightning.data.clip_index import (
+from reco_lightning.data.index.clip_index import (
     IndexedVideo,
     class_places,
     index_frame_folders,

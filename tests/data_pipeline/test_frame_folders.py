@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from reco_lightning.data.frame_folders import find_frame_folders, folder_parts, read_frame_labels, walk
+from reco_lightning.data.video.frame_folders import find_frame_folders, folder_parts, read_frame_labels, walk
 from tests.data_pipeline.trees import pack, touch
 
 NAMES = ("a/1.png", "b/c/2.jpg", "b/c/d/3.PNG", "b/notes.txt", ".hidden/1.png", "e/.1.png", "__MACOSX/a/1.png")

@@ -4,8 +4,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from reco_lightning.data.frames import FrameFolder, frame_order, is_frame_folder
-from reco_lightning.data.video import VideoError, VideoInfo, probe, read_clip
+from reco_lightning.data.video.clip import VideoError, VideoInfo, probe, read_clip
+from reco_lightning.data.video.frames import FrameFolder, frame_order, is_frame_folder
 from tests.data_pipeline.trees import encode_picture, pack, pixels, write_frames
 from tests.helpers.videos import encode
 

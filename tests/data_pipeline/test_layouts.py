@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from reco_lightning.data.layouts import open_index
+from reco_lightning.data.index.layouts import open_index
 from tests.data_pipeline.trees import pack, touch
 
 

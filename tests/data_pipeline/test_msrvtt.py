@@ -3,8 +3,8 @@ import json
 
 import pytest
 
-from reco_lightning.data.clip_index import IndexedVideo
-from reco_lightning.data.layouts import open_index
+from reco_lightning.data.index.clip_index import IndexedVideo
+from reco_lightning.data.index.layouts import open_index
 from tests.data_pipeline.trees import touch
 
 

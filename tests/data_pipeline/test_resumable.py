@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler
 
-from reco_lightning.data.passes import PassSampler, Place, data_ranks, pass_order, rank_share
-from reco_lightning.data.resumable import ResumableDataLoader
+from reco_lightning.data.loading.resumable_loader import ResumableDataLoader
+from reco_lightning.data.loading.sample_order import PassSampler, Place, data_ranks, pass_order, rank_share
 
 ITEMS, BATCH = 14, 4  # three full batches and two items over
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from reco_lightning import ReCoCallback, VideoModel, VideoTransformer, WindowSampler
-from reco_lightning.data.manifest import Manifest
-from reco_lightning.data.shard_fit import misfits
-from reco_lightning.data.token_module import TokenDataModule
-from reco_lightning.data.tokens import TokenShardWriter
+from reco_lightning.data.tokens.compatibility import misfits
+from reco_lightning.data.tokens.manifest import Manifest
+from reco_lightning.data.tokens.module import TokenDataModule
+from reco_lightning.data.tokens.shards import TokenShardWriter
 
 GRID = (5, 2, 3)
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from reco_lightning.data.manifest import MANIFEST, file_sha256, read_manifest
-from reco_lightning.data.token_writer import check_ids, token_dtype
-from reco_lightning.data.tokens import ClipSource, TokenShards, TokenShardWriter
+from reco_lightning.data.tokens.manifest import MANIFEST, file_sha256, read_manifest
+from reco_lightning.data.tokens.shards import ClipSource, TokenShards, TokenShardWriter
+from reco_lightning.data.tokens.writer import check_ids, token_dtype
 
 GRID = (3, 2, 2)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 
-from reco_lightning.data.layouts import open_index
-from reco_lightning.data.ucf101 import read_classes
+from reco_lightning.data.index.layouts import open_index
+from reco_lightning.data.index.ucf101 import read_classes
 from tests.data_pipeline.trees import touch
 
 # the official numbers do not follow the code points: Hammering is 1, HammerThrow 2

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from reco_lightning.data.unfinished import UnfinishedTokens, difference
+from reco_lightning.pipelines.tokenize.partial_output import UnfinishedTokens, difference
 
 GRID = (2, 1, 2)
 

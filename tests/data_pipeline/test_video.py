@@ -5,8 +5,9 @@ import sys
 import numpy as np
 import pytest
 
-from reco_lightning.data import readers, video
-from reco_lightning.data.video import VideoError, VideoInfo, fit_size, probe, read_clip
+from reco_lightning.data.video import clip as video
+from reco_lightning.data.video import decoders as readers
+from reco_lightning.data.video.clip import VideoError, VideoInfo, fit_size, probe, read_clip
 from tests.helpers.videos import cut_in_front, damage, encode, encode_sound, grey_frames, numbers_of, turn
 
 pytestmark = pytest.mark.third_party

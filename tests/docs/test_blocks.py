@@ -21,11 +21,11 @@ from typing import Any
 import pytest
 import yaml
 
-from reco_lightning.cli import main
-from reco_lightning.data.video_folder import VideoFolder
+from reco_lightning.cli.entry_point import main
+from reco_lightning.data.video.folder import VideoFolder
+from reco_lightning.experiments.study.plan import load_plan
 from reco_lightning.metrics.protocols import PROTOCOLS
-from reco_lightning.recipe_files import load_recipe, options_for, recipe_names, tables
-from reco_lightning.study.plan import load_plan
+from reco_lightning.recipes.files import load_recipe, options_for, recipe_names, tables
 from tests.helpers.pages import PAGES, ROOT, Block, blocks_in, blocks_of, command_lines, reco_words
 
 if sys.version_info >= (3, 11):

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from reco_lightning.engines.base import Group, split_batch
-from reco_lightning.windows import Window
+from reco_lightning.windowing.engines.base import Group, split_batch
+from reco_lightning.windowing.sampler import Window
 
 N = 20
 

@@ -11,8 +11,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from reco_lightning import ReCoCallback, WindowSampler
-from reco_lightning.injection import Injection
-from reco_lightning.planning import StepTracker
+from reco_lightning.experiments.plan.memory_tracker import StepTracker
+from reco_lightning.windowing.injection.windowed_step import Injection
 from tests.helpers import foreign
 
 

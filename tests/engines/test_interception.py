@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reco_lightning.engines.attention import join_context
-from reco_lightning.engines.interception import FunctionTap, PatchedMethod
+from reco_lightning.windowing.engines.attention import join_context
+from reco_lightning.windowing.engines.interception import FunctionTap, PatchedMethod
 
 
 class Doubler(nn.Module):

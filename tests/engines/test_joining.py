@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from reco_lightning.engines.joining import AttentionJoint, CacheJoint, KeptKeys
+from reco_lightning.windowing.engines.context_kv import AttentionJoint, CacheJoint, KeptKeys
 
 CONTEXT, WINDOW = 5, 3
 

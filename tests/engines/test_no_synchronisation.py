@@ -14,8 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reco_lightning import ReCoCallback, WindowSampler
-from reco_lightning.engines.select import build_engine
-from reco_lightning.injection import Injection
+from reco_lightning.windowing.injection.engine_selection import build_engine
+from reco_lightning.windowing.injection.windowed_step import Injection
 from tests.helpers import foreign
 from tests.helpers.foreign import BLOCKS, PER_BLOCK, TOKENS, VOCAB
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reco_lightning.engines.sandbox import InertOptimizer, Sandbox, StepEndedError
+from reco_lightning.windowing.injection.dry_run import InertOptimizer, Sandbox, StepEndedError
 
 
 class Network(nn.Module):

@@ -8,7 +8,7 @@ from collections import namedtuple
 import pytest
 import torch
 
-from reco_lightning.engines.slicing import cut_call, cut_tensor, map_hidden, pack, take_hidden
+from reco_lightning.windowing.engines.call_slicing import cut_call, cut_tensor, map_hidden, pack, take_hidden
 
 T, B = 7, 2
 CUT = {"start": 2, "stop": 5, "rows": T}

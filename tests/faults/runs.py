@@ -19,8 +19,8 @@ import torch
 import yaml
 
 from reco_lightning import ReCoCallback, VideoModel
-from reco_lightning.cli import main
-from reco_lightning.data.tokens import ClipSource, TokenShardWriter
+from reco_lightning.cli.entry_point import main
+from reco_lightning.data.tokens.shards import ClipSource, TokenShardWriter
 
 GRID, VOCAB = (3, 2, 2), 16
 STEPS, EVERY = 15, 3  # of the fit, and from one checkpoint to the next
@@ -53,7 +53,7 @@ def config(tokens: Path, folder: Path, *callbacks: dict[str, Any], **options: An
             "enable_progress_bar": False,
             "enable_model_summary": False,
             "num_sanity_val_steps": 0,
-            "plugins": "reco_lightning.checkpoint_files.WholeCheckpointIO",
+            "plugins": "reco_lightning.callbacks.checkpoint_io.WholeCheckpointIO",
             "callbacks": [
                 {"class_path": "ReCoCallback", "init_args": {"sampler": sampler}},
                 *callbacks,

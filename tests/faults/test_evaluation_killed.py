@@ -13,7 +13,8 @@ import signal
 import numpy as np
 import pytest
 
-from reco_lightning import EvaluateVideos, evaluation
+from reco_lightning import EvaluateVideos
+from reco_lightning.pipelines.evaluate import callback as evaluation
 from tests.faults.runs import Moments, in_a_process
 from tests.test_evaluation import evaluate, files  # noqa: F401  (a fixture)
 

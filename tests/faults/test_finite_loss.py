@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from reco_lightning import ReCoCallback, VideoModel, VideoTransformer, WindowSampler
-from reco_lightning.finite_loss import FiniteLoss, first_not_finite
+from reco_lightning.callbacks.finite_loss import FiniteLoss, first_not_finite
 from tests.faults.runs import GRID, VOCAB
 
 

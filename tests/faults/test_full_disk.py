@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from reco_lightning import VideoModel, samples
-from reco_lightning.checkpoint_files import WholeCheckpointIO
-from reco_lightning.data import token_writer, unfinished
-from reco_lightning.data.token_module import TokenDataModule
-from reco_lightning.disk_errors import named_disk_errors
+from reco_lightning import VideoModel
+from reco_lightning.callbacks import sample_videos as samples
+from reco_lightning.callbacks.checkpoint_io import WholeCheckpointIO
+from reco_lightning.data.tokens import writer as token_writer
+from reco_lightning.data.tokens.module import TokenDataModule
+from reco_lightning.pipelines.tokenize import partial_output as unfinished
+from reco_lightning.support.disk_errors import named_disk_errors
 from tests.faults.runs import assert_same_training, before, config, fit, in_a_process, train
 from tests.test_evaluation import files  # noqa: F401  (a fixture)
 from tests.test_tokenize_resume import Brightness, check, contents, done, run, videos  # noqa: F401  (a fixture)

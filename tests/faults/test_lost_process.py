@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 
 from reco_lightning import ReCoCallback, VideoModel, VideoTransformer, WindowSampler
-from reco_lightning.stopping import StopOnSignal
+from reco_lightning.callbacks.stop_on_signal import StopOnSignal
 from tests.faults.runs import GRID, VOCAB, in_a_process
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")

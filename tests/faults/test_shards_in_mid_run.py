@@ -8,8 +8,8 @@ import re
 import pytest
 
 from reco_lightning import VideoModel
-from reco_lightning.data.token_module import TokenDataModule
-from reco_lightning.data.tokens import TokenShards
+from reco_lightning.data.tokens.module import TokenDataModule
+from reco_lightning.data.tokens.shards import TokenShards
 from tests.faults.runs import before, config, fit, in_a_process, write_shards
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")

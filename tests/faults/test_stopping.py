@@ -12,11 +12,11 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from reco_lightning import VideoModel
-from reco_lightning.stopping import STOPPED, StopOnSignal, last_checkpoint
+from reco_lightning.callbacks.stop_on_signal import STOPPED, StopOnSignal, last_checkpoint
 from tests.faults.runs import assert_same_training, before, config, fit, in_a_process
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
-STOP = {"class_path": "reco_lightning.stopping.StopOnSignal"}
+STOP = {"class_path": "reco_lightning.callbacks.stop_on_signal.StopOnSignal"}
 
 
 def terminated(path, hook, call):

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 
 from reco_lightning import VideoTransformer, Window
-from reco_lightning.engines.frozen import FrozenEngine
+from reco_lightning.windowing.engines.frozen import FrozenEngine
 
 DEPTH, WINDOW = 24, Window(8, 16)
 FIRST, STOP = WINDOW.start, WINDOW.stop

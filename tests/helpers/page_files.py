@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel, Emu3Config, Emu3ForConditionalGeneration
 
 from reco_lightning import VideoModel, VideoTransformer
-from reco_lightning.media import write_video
 from reco_lightning.metrics import InceptionI3D
-from reco_lightning.models.larp import LARPTransformer
-from reco_lightning.tokenizers.larp import LARPTokenizer
-from reco_lightning.tokenizers.larp_config import LARPConfig
+from reco_lightning.models.larp.network import LARPTransformer
+from reco_lightning.support.media import write_video
+from reco_lightning.tokenizers.larp.config import LARPConfig
+from reco_lightning.tokenizers.larp.model import LARPTokenizer
 from tests.helpers import tiny_tokenizers
 from tests.helpers.checkpoints import save
 

@@ -10,7 +10,7 @@ import sys
 
 import yaml
 
-from reco_lightning.cli import main
+from reco_lightning.cli.entry_point import main
 
 
 def parsed(args: list[str]) -> dict[str, object]:

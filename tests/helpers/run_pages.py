@@ -16,8 +16,8 @@ import traceback
 import types
 from pathlib import Path
 
-import reco_lightning.lightning_cli  # noqa: F401  # what a fit imports: short names of classes mean no more than there
-from reco_lightning.cli import main
+import reco_lightning.cli.lightning  # noqa: F401  # what a fit imports: short names of classes mean no more than there
+from reco_lightning.cli.entry_point import main
 from tests.helpers.parse_commands import parsed
 
 _LONGEST = 300  # seconds that a page may take on a busy machine

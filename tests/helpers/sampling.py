@@ -14,8 +14,8 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from reco_lightning import SampleVideos, VideoModel
-from reco_lightning.checkpoints import load_module
-from reco_lightning.prediction import GenerationRequests, VideoWriter
+from reco_lightning.pipelines.predict.requests import GenerationRequests, VideoWriter
+from reco_lightning.support.checkpoints import load_module
 
 
 def predict(checkpoint: str, tokenizer: str | None, output: str, processes: int = 1, **options: object) -> pl.Trainer:

@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, Subset
 
 import reco_lightning
 from reco_lightning import ReCoCallback, WindowSampler
-from reco_lightning.models.text_generation import generate_from_text
-from reco_lightning.models.text_video_model import TextVideoModel
-from reco_lightning.models.text_video_network import TextVideoNetwork
+from reco_lightning.models.sampling.text import generate_from_text
+from reco_lightning.models.text_video.lightning_module import TextVideoModel
+from reco_lightning.models.text_video.network import TextVideoNetwork
 from tests.helpers.distributed import BATCH, RANKS, RATE, SEED, STEPS, Recorder
 
 RECIPES = Path(reco_lightning.__file__).parent / "recipes"

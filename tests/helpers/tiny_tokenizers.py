@@ -11,10 +11,10 @@ from diffusers import AutoencoderVidTok
 from safetensors.torch import save_file
 from transformers import Emu3VQVAE, Emu3VQVAEConfig
 
-from reco_lightning.tokenizers.larp import LARPTokenizer
-from reco_lightning.tokenizers.larp_config import LARPConfig
-from reco_lightning.tokenizers.omnitokenizer import OmniTokenizer
-from reco_lightning.tokenizers.omnitokenizer_config import OmniTokenizerConfig
+from reco_lightning.tokenizers.larp.config import LARPConfig
+from reco_lightning.tokenizers.larp.model import LARPTokenizer
+from reco_lightning.tokenizers.omnitokenizer.config import OmniTokenizerConfig
+from reco_lightning.tokenizers.omnitokenizer.model import OmniTokenizer
 from reco_lightning.tokenizers.vqvae import VQVAE
 
 _LARP = LARPConfig(

@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from reco_lightning import ReCoCallback, VideoTransformer, WindowSampler
-from reco_lightning.injection import Injection
+from reco_lightning.windowing.injection.windowed_step import Injection
 from tests.helpers.foreign import BLOCKS, DIM, PER_BLOCK, TOKENS, VOCAB, Network, batches, trainer
 from tests.helpers.networks.common import quieten
 from tests.helpers.settings import SETTINGS, WINDOWS

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from reco_lightning import ReCoCallback, VideoModel, VideoTransformer, WindowSampler
-from reco_lightning.data.token_module import TokenDataModule
-from reco_lightning.data.token_writer import ClipSource, TokenShardWriter
+from reco_lightning.data.tokens.module import TokenDataModule
+from reco_lightning.data.tokens.writer import ClipSource, TokenShardWriter
 
 GRID = (5, 2, 2)
 
@@ -88,7 +88,7 @@ def test_dropout_goes_on_where_it_stopped(shards, step, tmp_path):
 
 @pytest.mark.parametrize("step", [3, 8])
 def test_everything_beyond_the_paper_goes_on_where_it_stopped(shards, step, tmp_path, monkeypatch):
-    monkeypatch.setattr("reco_lightning.loss_aware._EVERY", 4)
+    monkeypatch.setattr("reco_lightning.windowing.running_losses._EVERY", 4)
     options = {
         "windows": {"schedule": {0.4: 3}},
         "loss_aware": 2.0,

@@ -12,8 +12,8 @@ import torch
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from reco_lightning.cli import main
-from reco_lightning.models.text_video_network import TextVideoNetwork
+from reco_lightning.cli.entry_point import main
+from reco_lightning.models.text_video.network import TextVideoNetwork
 from tests.helpers.distributed import RANKS, STEPS
 from tests.helpers.processes import started
 from tests.helpers.text_video import CASES, SMALL, fit, recipe
@@ -42,9 +42,9 @@ def test_the_pieces_parse_as_one_run(pieces, capsys):
         main(["fit", *options, "--print_config"])
     assert not ended.value.code
     run = yaml.safe_load(capsys.readouterr().out)
-    assert run["model"]["class_path"] == "reco_lightning.models.text_video_model.TextVideoModel"
+    assert run["model"]["class_path"] == "reco_lightning.models.text_video.lightning_module.TextVideoModel"
     assert run["model"]["init_args"]["gradient_checkpointing"] is True
-    assert run["data"]["class_path"] == "reco_lightning.data.caption_module.CaptionDataModule"
+    assert run["data"]["class_path"] == "reco_lightning.data.tokens.caption_module.CaptionDataModule"
     assert run["data"]["init_args"]["batch_size"] == 4
     assert run["trainer"]["precision"] == "bf16-mixed"
     strategy = run["trainer"]["strategy"]

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from reco_lightning.cli import main
-from reco_lightning.data.tokens import ClipSource, TokenShardWriter
+from reco_lightning.cli.entry_point import main
+from reco_lightning.data.tokens.shards import ClipSource, TokenShardWriter
 from tests.helpers.processes import started
 
 ROOT = Path(__file__).parents[2]

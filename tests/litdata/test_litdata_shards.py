@@ -17,9 +17,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from reco_lightning import ReCoCallback, VideoModel, VideoTransformer, WindowSampler
-from reco_lightning.data.litdata_shards import LitTokenDataModule, export_litdata
-from reco_lightning.data.token_module import TokenDataModule
-from reco_lightning.data.tokens import ClipSource, TokenShards, TokenShardWriter
+from reco_lightning.data.tokens.litdata import LitTokenDataModule, export_litdata
+from reco_lightning.data.tokens.module import TokenDataModule
+from reco_lightning.data.tokens.shards import ClipSource, TokenShards, TokenShardWriter
 
 GRID, VOCAB, CLIPS = (3, 2, 2), 70_000, 60  # ids beyond uint16
 TRAIN, BATCH = 48, 4

@@ -14,7 +14,7 @@ import transformers
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from reco_lightning.metrics.clip_score import CLIP, CLIPScore, clip_pixels, clip_score
-from reco_lightning.plots import frame_scores
+from reco_lightning.support.plots import frame_scores
 from tests.helpers.metrics import joined, moving
 
 SIZE = 30

@@ -15,7 +15,7 @@ from torch import nn
 
 from reco_lightning.metrics.features import KNOWN_FILES, TorchScriptFeatures, git_blob_id
 from reco_lightning.metrics.frechet import FrechetVideoDistance, fvd_extractor
-from reco_lightning.metrics.i3d import I3DFeatures, InceptionI3D, load_i3d, same_padding
+from reco_lightning.metrics.i3d.network import I3DFeatures, InceptionI3D, load_i3d, same_padding
 from reco_lightning.metrics.protocols import PROTOCOLS, FVDProtocol, resize_frames
 
 OUTPUTS = json.loads((Path(__file__).parents[1] / "data" / "fvd" / "i3d_outputs.json").read_text())
@@ -83,7 +83,7 @@ def test_padding_is_that_of_tensorflow(size, kernel, stride):
 
 
 def test_pooling_sees_no_padding():
-    from reco_lightning.metrics.i3d import _pool
+    from reco_lightning.metrics.i3d.network import _pool
 
     x = torch.rand(1, 2, 5, 6, 7)
     y = np.full((5 + 2, 6 + 2, 7 + 2), -np.inf)

@@ -8,11 +8,11 @@ import struct
 import pytest
 import torch
 
-from reco_lightning.metrics import i3d_convert
 from reco_lightning.metrics.features import git_blob_id
-from reco_lightning.metrics.i3d import load_i3d
-from reco_lightning.metrics.i3d_bundle import _crc32c, bundle_files, read_index, read_tensor
-from reco_lightning.metrics.i3d_convert import convert_i3d, i3d_weights
+from reco_lightning.metrics.i3d import convert as i3d_convert
+from reco_lightning.metrics.i3d.convert import convert_i3d, i3d_weights
+from reco_lightning.metrics.i3d.network import load_i3d
+from reco_lightning.metrics.i3d.tf_checkpoint import _crc32c, bundle_files, read_index, read_tensor
 
 SCOPE = "RGB/inception_i3d/"
 # Convolutions of DeepMind's i3d.py: name, kernel, channels in and out. Mixed layers in the order of its lines.

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from reco_lightning.metrics.interval import IntervalPSNR, check_videos, frame_pairs, interval_psnr
-from reco_lightning.plots import interval_curves
+from reco_lightning.support.plots import interval_curves
 from tests.helpers.metrics import joined
 
 

@@ -11,7 +11,7 @@ from torchmetrics import Metric
 
 from reco_lightning.metrics.motion_groups import MotionGroups
 from reco_lightning.metrics.motion_manifest import GROUPS, MotionManifest, measure_motion, motion_group
-from reco_lightning.plots import group_bars
+from reco_lightning.support.plots import group_bars
 from tests.helpers.metrics import joined, moving
 
 SIZE = (128, 128)

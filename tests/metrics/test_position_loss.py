@@ -9,14 +9,14 @@ import math
 import pytest
 import torch
 
-from reco_lightning.generation import generate
 from reco_lightning.metrics.own_samples import generated_batches
 from reco_lightning.metrics.position_loss import (
     PositionLoss,
     measure_position_loss,
     position_loss,
 )
-from reco_lightning.models.larp import LARPTransformer
+from reco_lightning.models.larp.network import LARPTransformer
+from reco_lightning.models.sampling.generate import generate
 from reco_lightning.models.transformer import VideoTransformer
 from reco_lightning.models.video_model import VideoModel
 from tests.helpers.metrics import joined

@@ -15,13 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
 from reco_lightning import ReCoCallback, VideoModel, WindowSampler, continuity_loss, generate
-from reco_lightning.data.token_module import TokenDataModule
-from reco_lightning.data.token_writer import TokenShardWriter
-from reco_lightning.models.larp import Guided, LARPTransformer
-from reco_lightning.models.larp_config import arguments_from_json
+from reco_lightning.data.tokens.module import TokenDataModule
+from reco_lightning.data.tokens.writer import TokenShardWriter
+from reco_lightning.models.larp.config import arguments_from_json
+from reco_lightning.models.larp.network import Guided, LARPTransformer
 from reco_lightning.tokenizers import LARPTokenizer
 from reco_lightning.tokenizers.base import to_unit_range
-from reco_lightning.windows import Window
+from reco_lightning.windowing.sampler import Window
 from tests.helpers.foreign import trainer
 
 DATA = Path(__file__).parents[1] / "data" / "larp_ar"

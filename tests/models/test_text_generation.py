@@ -6,9 +6,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reco_lightning.data.caption_ids import load_text_tokenizer
-from reco_lightning.draws import own_draws, sample_token
-from reco_lightning.models.text_generation import generate_from_text
+from reco_lightning.data.tokens.caption_ids import load_text_tokenizer
+from reco_lightning.models.sampling.text import generate_from_text
+from reco_lightning.models.sampling.token_sampling import own_draws, sample_token
 from tests.helpers.words import save_words
 from tests.models.test_text_video_network import TEXT, VIDEO, build
 

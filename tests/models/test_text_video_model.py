@@ -17,13 +17,13 @@ from torch.utils.data import DataLoader
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from reco_lightning import ReCoCallback, WindowSampler
-from reco_lightning.data.caption_module import CaptionDataModule
-from reco_lightning.data.caption_requests import CaptionRequests
-from reco_lightning.data.tokens import TokenShardWriter
-from reco_lightning.models.text_generation import generate_from_text
-from reco_lightning.models.text_video_model import TextVideoModel
-from reco_lightning.models.text_video_network import TextVideoNetwork
-from reco_lightning.prediction import VideoWriter
+from reco_lightning.data.tokens.caption_module import CaptionDataModule
+from reco_lightning.data.tokens.shards import TokenShardWriter
+from reco_lightning.models.sampling.text import generate_from_text
+from reco_lightning.models.text_video.lightning_module import TextVideoModel
+from reco_lightning.models.text_video.network import TextVideoNetwork
+from reco_lightning.pipelines.predict.caption_requests import CaptionRequests
+from reco_lightning.pipelines.predict.requests import VideoWriter
 from tests.helpers.foreign import trainer
 from tests.helpers.words import save_words
 from tests.models.test_text_video_network import LLAMA, TEXT, VIDEO
@@ -193,16 +193,16 @@ def test_fit_on_shards_from_the_command_line(tmp_path):
     config = {
         "sizes_from_shards": True,
         "model": {
-            "class_path": "reco_lightning.models.text_video_model.TextVideoModel",
+            "class_path": "reco_lightning.models.text_video.lightning_module.TextVideoModel",
             "init_args": {
                 "network": {
-                    "class_path": "reco_lightning.models.text_video_network.TextVideoNetwork",
+                    "class_path": "reco_lightning.models.text_video.network.TextVideoNetwork",
                     "init_args": {"vocab_size": 1, "grid": [1, 1, 1], "architecture": LLAMA},
                 }
             },
         },
         "data": {
-            "class_path": "reco_lightning.data.caption_module.CaptionDataModule",
+            "class_path": "reco_lightning.data.tokens.caption_module.CaptionDataModule",
             "init_args": {"folder": str(tmp_path / "tokens"), "text_tokenizer": words, "batch_size": 2},
         },
         "trainer": {

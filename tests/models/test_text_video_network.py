@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from reco_lightning.models.text_video_network import TextVideoNetwork, rows_like
+from reco_lightning.models.text_video.network import TextVideoNetwork, rows_like
 
 pytestmark = pytest.mark.third_party
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from reco_lightning.study.claims import claim, write_json
+from reco_lightning.experiments.study.claims import claim, write_json
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from reco_lightning.study.claims import claim
+from reco_lightning.experiments.study.claims import claim
 with claim(Path(sys.argv[1])) as held:
     print(held, flush=True)
     time.sleep(60)

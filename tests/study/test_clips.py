@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from reco_lightning.data.video import probe
-from reco_lightning.demo.clips import find_sample_videos
-from reco_lightning.study import clips
-from reco_lightning.study.clips import ClipSource, frames_of
-from reco_lightning.study.settings import Settings
-from reco_lightning.study.sources import LONGEST_REAL, DataSpec
+from reco_lightning.data.video.clip import probe
+from reco_lightning.experiments.demo.clips import find_sample_videos
+from reco_lightning.experiments.study import clips
+from reco_lightning.experiments.study.clips import ClipSource, frames_of
+from reco_lightning.experiments.study.settings import Settings
+from reco_lightning.experiments.study.sources import LONGEST_REAL, DataSpec
 
 SETTINGS = Settings(tokenizer_steps=2)
 

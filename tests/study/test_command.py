@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from reco_lightning.study import command
-from reco_lightning.study.claims import claim
-from reco_lightning.study.command import do_runs, run_plan, study
-from reco_lightning.study.plan import Plan, load_plan
-from reco_lightning.study.settings import Settings
+from reco_lightning.experiments.study import command
+from reco_lightning.experiments.study.claims import claim
+from reco_lightning.experiments.study.command import do_runs, run_plan, study
+from reco_lightning.experiments.study.plan import Plan, load_plan
+from reco_lightning.experiments.study.settings import Settings
 
 TINY = Settings(dim=16, depth=1, heads=2, validations=1, held_out_clips=8, compared_clips=16, features=4)
 RUNS = """

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from reco_lightning.study.digits import (
+from reco_lightning.experiments.study.digits import (
     CANVAS,
     PATCH,
     VOCABULARY,

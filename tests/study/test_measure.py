@@ -10,11 +10,11 @@ import pytest
 import scipy.linalg
 import torch
 
+from reco_lightning.experiments.study.measure import FrechetSpace, clip_features, position_losses
+from reco_lightning.experiments.study.settings import Settings
+from reco_lightning.experiments.study.sources import DataSpec, TokenSource, open_source
 from reco_lightning.models.transformer import VideoTransformer
 from reco_lightning.models.video_model import VideoModel
-from reco_lightning.study.measure import FrechetSpace, clip_features, position_losses
-from reco_lightning.study.settings import Settings
-from reco_lightning.study.sources import DataSpec, TokenSource, open_source
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from reco_lightning.study.claims import write_json
-from reco_lightning.study.plan import Plan, load_plan
-from reco_lightning.study.report import Row, estimate, write_report
-from reco_lightning.study.settings import Settings
+from reco_lightning.experiments.study.claims import write_json
+from reco_lightning.experiments.study.plan import Plan, load_plan
+from reco_lightning.experiments.study.report import Row, estimate, write_report
+from reco_lightning.experiments.study.settings import Settings
 
 SETTINGS = Settings()
 

@@ -15,14 +15,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from reco_lightning.explanation import explain
-from reco_lightning.methods import Method, load_method
+from reco_lightning.experiments.methods import Method, load_method
+from reco_lightning.experiments.study import training
+from reco_lightning.experiments.study.plan import RunSpec
+from reco_lightning.experiments.study.settings import Settings
+from reco_lightning.experiments.study.sources import DataSpec, TokenSource, open_source
+from reco_lightning.experiments.study.training import StepCosts, StudyModel, TokenBatches, Watch, run, share_of_rate
 from reco_lightning.models.transformer import VideoTransformer
-from reco_lightning.study import training
-from reco_lightning.study.plan import RunSpec
-from reco_lightning.study.settings import Settings
-from reco_lightning.study.sources import DataSpec, TokenSource, open_source
-from reco_lightning.study.training import StepCosts, StudyModel, TokenBatches, Watch, run, share_of_rate
+from reco_lightning.windowing.explain import explain
 
 TINY = Settings(dim=24, depth=2, heads=2, validations=2, held_out_clips=8, compared_clips=16, features=4)
 BATCH = 5

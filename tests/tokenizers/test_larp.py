@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from reco_lightning.data.token_writer import TokenShardWriter
-from reco_lightning.data.tokens import TokenShards
+from reco_lightning.data.tokens.shards import TokenShards
+from reco_lightning.data.tokens.writer import TokenShardWriter
 from reco_lightning.tokenizers import LARPTokenizer, VideoTokenizer, load_tokenizer
 from reco_lightning.tokenizers.base import to_unit_range
-from reco_lightning.tokenizers.larp_config import LARPConfig
-from reco_lightning.tokenizers.larp_layers import code_scores
-from reco_lightning.tokenizers.larp_tables import patch_positions, sine_table
+from reco_lightning.tokenizers.larp.config import LARPConfig
+from reco_lightning.tokenizers.larp.layers import code_scores
+from reco_lightning.tokenizers.larp.tables import patch_positions, sine_table
 
 DATA = Path(__file__).parents[1] / "data" / "larp"
 CASES = ("video_16x32", "video_8x32_short")

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from reco_lightning.tokenizers.larp import LARPTokenizer
-from reco_lightning.tokenizers.larp_config import LARPConfig, config_from_json
+from reco_lightning.tokenizers.larp.config import LARPConfig, config_from_json
+from reco_lightning.tokenizers.larp.model import LARPTokenizer
 
 SMALL = json.loads((Path(__file__).parents[1] / "data" / "larp" / "config.json").read_text())
 T, P, S, N, V, C = 8, 4, 16, 10, 32, 6

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from reco_lightning.tokenizers.base import VideoTokenizer, to_unit_range
-from reco_lightning.tokenizers.omnitokenizer import OmniTokenizer, nearest_code
-from reco_lightning.tokenizers.omnitokenizer_config import OmniTokenizerConfig
+from reco_lightning.tokenizers.omnitokenizer.config import OmniTokenizerConfig
+from reco_lightning.tokenizers.omnitokenizer.model import OmniTokenizer, nearest_code
 
 DATA = Path(__file__).parents[1] / "data" / "omnitokenizer"
 SMALL = OmniTokenizerConfig(

@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from reco_lightning.tokenizers.omnitokenizer import OmniTokenizer
-from reco_lightning.tokenizers.omnitokenizer_checkpoint import read_checkpoint, used_weights
-from reco_lightning.tokenizers.omnitokenizer_config import OmniTokenizerConfig, config_from_weights
+from reco_lightning.tokenizers.omnitokenizer.checkpoint import read_checkpoint, used_weights
+from reco_lightning.tokenizers.omnitokenizer.config import OmniTokenizerConfig, config_from_weights
+from reco_lightning.tokenizers.omnitokenizer.model import OmniTokenizer
 
 DATA = Path(__file__).parents[1] / "data" / "omnitokenizer"
 TINY = OmniTokenizerConfig(

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from reco_lightning.tokenizers.omnitokenizer import OmniTokenizer
-from reco_lightning.tokenizers.omnitokenizer_config import OmniTokenizerConfig
+from reco_lightning.tokenizers.omnitokenizer.config import OmniTokenizerConfig
+from reco_lightning.tokenizers.omnitokenizer.model import OmniTokenizer
 
 DATA = Path(__file__).parents[1] / "data" / "omnitokenizer"
 

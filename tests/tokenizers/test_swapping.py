@@ -8,12 +8,12 @@ import pytest
 from jsonargparse import Namespace
 
 from reco_lightning import VideoModel, VideoTransformer
-from reco_lightning.cli import main
-from reco_lightning.data.manifest import read_manifest
-from reco_lightning.data.tokens import ClipSource, TokenShardWriter
-from reco_lightning.data.video import probe
-from reco_lightning.media import write_video
-from reco_lightning.shard_sizes import adopt_sizes, sizes_of
+from reco_lightning.cli.entry_point import main
+from reco_lightning.cli.shard_sizes import adopt_sizes, sizes_of
+from reco_lightning.data.tokens.manifest import read_manifest
+from reco_lightning.data.tokens.shards import ClipSource, TokenShardWriter
+from reco_lightning.data.video.clip import probe
+from reco_lightning.support.media import write_video
 from tests.helpers import tiny_tokenizers as tiny
 from tests.helpers.checkpoints import save
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from reco_lightning.data.resumable import ResumableDataLoader
+from reco_lightning.data.loading.resumable_loader import ResumableDataLoader
 from reco_lightning.tokenizers.base import VideoTokenizer, to_unit_range
 from reco_lightning.tokenizers.vqvae import VQVAE, gradient_loss, perplexity, psnr, rate_factor
 

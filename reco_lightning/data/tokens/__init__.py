@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Token shards: the format, the writer and the data modules over them."""

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Find the videos below a folder and probe every one: between the files and the index of clips in `VideoFolder`."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any, NamedTuple
+
+from tqdm.auto import tqdm
+
+from reco_lightning.data.video.clip import VideoError, VideoInfo, probe
+from reco_lightning.data.video.frames import FrameFolder, is_frame_folder
+
+__all__ = ["VIDEO_EXTENSIONS", "Scan", "cache_file", "find_videos", "leads_back", "scan_videos"]
+
+VIDEO_EXTENSIONS = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv")
+_CACHE_VERSION = 1  # raise when the meaning of an entry changes
+_THREADS = 8  # both decoders release the interpreter lock; more threads only fight for memory
+
+
+class Scan(NamedTuple):
+    """What a scan found.
+
+    Attributes:
+        infos: Sound files in the order they were given, with what `probe` says of each.
+        skipped: Files that cannot be used, each with the reason.
+    """
+
+    infos: dict[str, VideoInfo]
+    skipped: list[tuple[str, str]]
+
+
+def find_videos(root: str | os.PathLike[str], extensions: Sequence[str] = VIDEO_EXTENSIONS) -> list[str]:
+    """List the videos below a folder, in an order that depends on nothing but their names.
+
+    Linked folders are followed, hidden files and folders (`.name`) passed over.
+
+    Args:
+        root: The folder.
+        extensions: Endings that count as video, with the dot, in any case.
+
+    Returns:
+        Paths relative to `root`, sorted folder by folder, by code point.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("b.mp4", "a.MKV", "notes.txt", "._b.mp4"):
+        ...         Path(folder, name).touch()
+        ...     find_videos(folder)
+        ['a.MKV', 'b.mp4']
+    """
+    endings = tuple(ending.lower() for ending in extensions)
+    found: list[Path] = []
+    for folder, below, names in os.walk(root, followlinks=True):
+        below[:] = [name for name in below if not name.startswith(".") and not leads_back(folder, name)]
+        chosen = (name for name in names if not name.startswith(".") and name.lower().endswith(endings))
+        found.extend(Path(folder, name).relative_to(root) for name in chosen)
+    return [str(path) for path in sorted(found, key=lambda path: path.parts)]
+
+
+def leads_back(folder: str, name: str) -> bool:
+    """Whether a linked folder is one of its own parents, so that walking into it would never end.
+
+    Args:
+        folder: Where it lies.
+        name: Its name.
+    """
+    here, target = os.path.realpath(folder), os.path.realpath(os.path.join(folder, name))
+    return here == target or here.startswith(target.rstrip(os.sep) + os.sep)
+
+
+def scan_videos(root: str | os.PathLike[str], names: Sequence[str], *, cache: bool = True) -> Scan:
+    """Probe files, several at a time, remembering the sound ones until they change.
+
+    Args:
+        root: The folder.
+        names: Paths relative to `root`; of files, or of folders of frames.
+        cache: Take unchanged files (same size and time of change) from the last scan of this folder, and keep this
+            one for the next in `cache_file(root)`. Broken files are probed again every time.
+
+    Returns:
+        Sound files and broken ones, in the order of `names`.
+
+    Example:
+        >>> scan_videos("/nowhere", ["a.mp4"], cache=False).skipped
+        [('/nowhere/a.mp4', 'is not a file')]
+    """
+    paths = [os.path.normpath(os.path.join(os.path.abspath(root), name)) for name in names]
+    known = _load(cache_file(root)) if cache else {}
+    findings: dict[str, VideoInfo | str] = {}
+    for name, path in zip(names, paths, strict=True):
+        entry = known.get(name)
+        if entry is not None and entry[:2] == _stamp(path):
+            findings[path] = VideoInfo(*entry[2:])
+    fresh = [path for path in paths if path not in findings]
+    stamps = {path: _stamp(path) for path in fresh}  # taken before the probe: a file that grows meanwhile is not kept
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+        bar = tqdm(pool.map(_outcome, fresh), "checking videos", len(fresh), leave=False, unit="file", delay=5)
+        findings.update(zip(fresh, bar, strict=True))
+    scan = Scan({}, [])
+    for name, path in zip(names, paths, strict=True):
+        found = findings[path]
+        if isinstance(found, str):
+            scan.skipped.append((path, found))
+        else:
+            scan.infos[path] = found
+            known[name] = [*stamps.get(path, known.get(name, [])[:2]), *found]
+    if cache and any(path in scan.infos for path in fresh):
+        _save(cache_file(root), known)
+    return scan
+
+
+def cache_file(root: str | os.PathLike[str]) -> Path:
+    """Where the last scan of a folder is kept: below `$XDG_CACHE_HOME`, by default `~/.cache`.
+
+    Args:
+        root: The folder; links and relative paths lead to the same file.
+
+    Returns:
+        A JSON file; deleting it costs nothing but the next scan's time.
+
+    Example:
+        >>> cache_file("clips").parts[-3:-1]
+        ('reco_lightning', 'videos')
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    digest = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:20]
+    return Path(home, "reco_lightning", "videos", f"{digest}.json")
+
+
+def _outcome(path: str) -> VideoInfo | str:
+    try:
+        return probe(path)
+    except VideoError as error:
+        return error.reason
+
+
+def _stamp(path: str) -> list[int]:
+    try:
+        if is_frame_folder(path):
+            return FrameFolder(path).stamp()
+        status = os.stat(path)
+    except (OSError, VideoError):
+        return []
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _makers() -> str:
+    """Versions that a finding depends on: another decord may read other files rightly."""
+    found = []
+    for package in ("av", "decord", "decord2"):
+        with contextlib.suppress(PackageNotFoundError):
+            found.append(f"{package} {version(package)}")
+    return ", ".join([f"scan {_CACHE_VERSION}", *found])
+
+
+def _load(path: Path) -> dict[str, list[Any]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return dict(content["files"]) if content["made_by"] == _makers() else {}
+    except (OSError, ValueError, KeyError, TypeError):  # none yet, unreadable, or written by something else
+        return {}
+
+
+def _save(path: Path, files: dict[str, list[Any]]) -> None:
+    with contextlib.suppress(OSError):  # a home that cannot be written to costs time, never the run
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as part:
+            json.dump({"made_by": _makers(), "files": files}, part)
+        os.replace(part.name, path)  # ranks that write at the same time leave one whole file

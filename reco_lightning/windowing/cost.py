@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counts what a step costs: floating-point operations, and bytes kept for the backward pass. Counts, never timings.
+
+Beside the pipeline: ``explain`` and the demo compare windowed and plain steps with it.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.flop_counter import FlopCounterMode
+
+from reco_lightning.windowing.engines.attention import FLASH_ATTENTION
+from reco_lightning.windowing.engines.interception import FunctionTap
+
+__all__ = ["collect_new_objects", "count_hidden_operations", "count_operations", "count_saved_bytes"]
+
+
+def count_operations(loss: Callable[[], torch.Tensor], parameters: list[nn.Parameter]) -> int:
+    """Floating-point operations of a forward and its backward pass; no gradient is left behind.
+
+    Attention is counted in full squares, masked or not, as by ``torch.utils.flop_counter``. On CPU the attention that
+    is written out is run, since the fused one is not counted there.
+
+    Args:
+        loss: Computes the scalar loss.
+        parameters: What to differentiate for.
+
+    Returns:
+        Operations (a multiply-add is two).
+
+    Example:
+        >>> layer = nn.Linear(4, 4, bias=False)
+        >>> count_operations(lambda: layer(torch.ones(2, 4)).sum(), list(layer.parameters()))
+        128
+    """
+    written_out: AbstractContextManager[object] = nullcontext()
+    if all(parameter.device.type == "cpu" for parameter in parameters):
+        written_out = sdpa_kernel(SDPBackend.MATH)
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    with FlopCounterMode(display=False) as counter, written_out:
+        torch.autograd.grad(loss(), trained, allow_unused=True)
+    return int(counter.get_total_flops())
+
+
+def count_hidden_operations(loss: Callable[[], torch.Tensor]) -> int:
+    """Operations among those of ``count_operations`` that attention has for pairs which its mask hides.
+
+    Kernels of causal attention leave them out.
+
+    Args:
+        loss: Computes the loss.
+
+    Returns:
+        Operations, forward and backward.
+
+    Example:
+        >>> states = torch.ones(1, 1, 3, 4)
+        >>> count_hidden_operations(lambda: scaled_dot_product_attention(states, states, states, is_causal=True).sum())
+        48
+    """
+    hidden = 0.0
+
+    def count(query: torch.Tensor, key: torch.Tensor, output: torch.Tensor, share: float) -> None:
+        nonlocal hidden
+        products = 2 * output.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + output.shape[-1])
+        # the backward pass has two products for each of the forward's, and a fused one makes the scores anew
+        backward = (2 if query.device.type == "cpu" else 2.5) if output.requires_grad else 0
+        hidden += share * products * (1 + backward)
+
+    def attend(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        output = scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **kwargs)
+        share = _hidden_share(query, key) if is_causal else 0.0
+        if attn_mask is not None:
+            closed = ~attn_mask if attn_mask.dtype == torch.bool else attn_mask == float("-inf")
+            share = float(closed.double().mean())
+        count(query, key, output, share)
+        return output
+
+    def attend_flash(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        outputs = FLASH_ATTENTION(query, key, value, dropout_p, is_causal, **kwargs)
+        count(query, key, outputs[0], _hidden_share(query, key) if is_causal else 0.0)
+        return outputs
+
+    with FunctionTap({scaled_dot_product_attention: attend, FLASH_ATTENTION: attend_flash}):
+        loss()
+    return round(hidden)
+
+
+def _hidden_share(query: torch.Tensor, key: torch.Tensor) -> float:
+    """Share of the pairs of rows that causal attention hides; the last query stands at the last key."""
+    rows = query.shape[-2]
+    return rows * (rows - 1) / 2 / (rows * key.shape[-2])
+
+
+def count_saved_bytes(loss: Callable[[], torch.Tensor], parameters: list[nn.Parameter]) -> int:
+    """Bytes of memory that a forward keeps for its backward pass, the parameters' own left out.
+
+    Args:
+        loss: Computes the loss.
+        parameters: The network's parameters.
+
+    Returns:
+        Bytes, each piece of memory counted once.
+
+    Example:
+        >>> layer = nn.Linear(4, 4)
+        >>> count_saved_bytes(lambda: layer(torch.ones(2, 4)).sum(), list(layer.parameters()))
+        32
+    """
+    own = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    kept: dict[int, torch.UntypedStorage] = {}  # holding the storages keeps their addresses from being used again
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        return tensor.detach()  # an operation's output, kept as it is, would hold its own graph for ever
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss()
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@contextmanager
+def collect_new_objects() -> Iterator[None]:
+    """Limits ``gc.collect`` to the objects made inside; a full collection takes 0.2 s, more than a small step.
+
+    Example:
+        >>> with collect_new_objects():
+        ...     ring = [1]
+        ...     ring.append(ring)
+        ...     del ring
+        ...     gc.collect() >= 1
+        True
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

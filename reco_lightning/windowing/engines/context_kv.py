@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two ways in which the keys and values of a block's context reach the attention of its window.
+
+``AttentionJoint`` sees every call of ``torch.nn.functional.scaled_dot_product_attention``; ``CacheJoint`` stands in for
+the key/value cache that transformers' layers take, whatever attention they run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from reco_lightning.windowing.engines.attention import join_context
+from reco_lightning.windowing.engines.interception import FunctionTap
+
+__all__ = ["AttentionJoint", "AttentionReachedError", "CacheJoint", "Joint", "KeptKeys"]
+
+
+class AttentionReachedError(Exception):
+    """Ends the context pass of the last block where its keys and values are known."""
+
+
+class KeptKeys:
+    """Keys and values that the attentions of a block made of its context rows, in the order of their calls.
+
+    Args:
+        rows: A, context rows.
+        enough: Number of attentions after which the block's context pass ends; ``None`` lets it run through.
+    """
+
+    def __init__(self, rows: int, enough: int | None = None) -> None:
+        self.rows = rows
+        self.enough = enough
+        self.pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def keep(self, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Keeps (B, heads, A, E) each; what follows in the pass runs without gradient.
+
+        Raises:
+            AttentionReachedError: If these were the last that are needed.
+        """
+        self.pairs.append((key, value))
+        torch.set_grad_enabled(False)  # with context "keys" the projections train, and nothing behind them
+        if len(self.pairs) == self.enough:
+            raise AttentionReachedError
+
+    def take(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of one of the attentions, (B, heads, A, E) each.
+
+        Raises:
+            RuntimeError: If the context pass had fewer attentions; a ``StopIteration`` would end Lightning's epoch.
+        """
+        if number == len(self.pairs):
+            raise RuntimeError(
+                f"a block attended {number} times over its context and once more over its window; if it checkpoints "
+                "its attention inside itself, checkpoint whole blocks"
+            )
+        return self.pairs[number]
+
+
+class Joint(Protocol):
+    """Runs a block on its context and on its window; ``call`` runs it, keyword arguments replacing its arguments."""
+
+    def run_context(self, call: Callable[..., Any], kept: KeptKeys) -> Any:
+        """Runs the block on its context rows and keeps their keys and values."""
+
+    def run_window(self, call: Callable[..., Any], kept: KeptKeys, rows: int) -> Any:
+        """Runs the block on its ``rows`` window rows with the kept keys and values in front of its own."""
+
+    def run_without_context(self, call: Callable[..., Any]) -> Any:
+        """Runs the block on a window that starts the sequence."""
+
+
+class AttentionJoint:
+    """Through ``torch.nn.functional.scaled_dot_product_attention``, however the block calls it."""
+
+    def run_context(self, call: Callable[..., Any], kept: KeptKeys) -> Any:
+        """See ``Joint``."""
+
+        def record(
+            query: torch.Tensor,
+            key: torch.Tensor,
+            value: torch.Tensor,
+            attn_mask: torch.Tensor | None = None,
+            dropout_p: float = 0.0,
+            is_causal: bool = False,
+            **kwargs: Any,
+        ) -> torch.Tensor:
+            if query.shape[-2] == key.shape[-2] == kept.rows:
+                kept.keep(key, value)
+            return _attend_plainly(query, key, value, attn_mask, dropout_p, is_causal, **kwargs)
+
+        with FunctionTap({scaled_dot_product_attention: record}):
+            return call()
+
+    def run_window(self, call: Callable[..., Any], kept: KeptKeys, rows: int) -> Any:
+        """See ``Joint``."""
+        output, joined = self._attend(call, kept, rows)
+        _check(joined, kept)
+        return output
+
+    def run_without_context(self, call: Callable[..., Any]) -> Any:
+        """See ``Joint``."""
+        if not torch.compiler.is_compiling():
+            return call()
+        with FunctionTap({scaled_dot_product_attention: _attend_plainly}):
+            return call()
+
+    def _attend(self, call: Callable[..., Any], kept: KeptKeys, rows: int) -> tuple[Any, int]:
+        joined = taken = 0
+
+        def attend(
+            query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+        ) -> torch.Tensor:
+            nonlocal joined, taken
+            # no "in": torch.compile finds no size that it does not know by it
+            if query.shape[-2] == rows and (key.shape[-2] == rows or key.shape[-2] == kept.rows + rows):
+                context = None
+                if key.shape[-2] == rows:
+                    context = kept.take(taken)
+                    taken += 1
+                joined += 1
+                return join_context(query, key, value, context, *args, **kwargs)
+            return scaled_dot_product_attention(query, key, value, *args, **kwargs)
+
+        with FunctionTap({scaled_dot_product_attention: attend}):
+            return call(), joined
+
+
+def _attend_plainly(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **kwargs: Any,
+) -> torch.Tensor:
+    # transformers' ``rows > 1`` is a symbol where torch.compile has symbols for sizes; torch 2.9 takes bools alone
+    if is_causal:
+        return scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, True, **kwargs)
+    return scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, False, **kwargs)
+
+
+def _check(joined: int, kept: KeptKeys) -> None:
+    """Refuses a window that has attended without its context."""
+    if joined != len(kept.pairs):
+        raise RuntimeError(
+            f"a block attended {len(kept.pairs)} times over its context and {joined} times over its window with the "
+            "context in front; its attention must be the same whatever the number of rows"
+        )
+
+
+class _RecordingCache:
+    """What a layer of transformers takes for an empty cache."""
+
+    def __init__(self, kept: KeptKeys) -> None:
+        self.kept = kept
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.kept.keep(key, value)
+        return key, value
+
+
+class _JoiningCache:
+    """What a layer of transformers takes for a cache that holds the context."""
+
+    def __init__(self, kept: KeptKeys) -> None:
+        self.kept = kept
+        self.joined = 0
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.kept.rows
+
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        context = self.kept.take(self.joined)
+        self.joined += 1
+        return torch.cat([context[0], key], dim=-2), torch.cat([context[1], value], dim=-2)
+
+
+class CacheJoint(AttentionJoint):
+    """Through the key/value cache that transformers' layers take, for attention of any implementation.
+
+    Args:
+        argument: The name by which the blocks take the cache.
+    """
+
+    def __init__(self, argument: str) -> None:
+        self.argument = argument
+
+    def run_context(self, call: Callable[..., Any], kept: KeptKeys) -> Any:
+        """See ``Joint``."""
+        output = call(**{self.argument: _RecordingCache(kept)})
+        if not kept.pairs:
+            raise RuntimeError(f"a block kept no keys and values in the cache that it was given as {self.argument}")
+        return output
+
+    def run_window(self, call: Callable[..., Any], kept: KeptKeys, rows: int) -> Any:
+        """See ``Joint``."""
+        cache = _JoiningCache(kept)
+        # scaled_dot_product_attention, where it is reached all the same, has to be causal from the lower right
+        output, _ = self._attend(partial(call, **{self.argument: cache}), kept, rows)
+        _check(cache.joined, kept)
+        return output

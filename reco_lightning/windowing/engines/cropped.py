@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fewer-frames engine: the window is a sequence of its own, without context (arXiv 2604.07402, App. A)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from typing_extensions import override
+
+from reco_lightning.windowing.engines.call_slicing import take_hidden
+from reco_lightning.windowing.engines.interception import PatchedMethod
+from reco_lightning.windowing.engines.patched import PatchedEngine, Run
+
+__all__ = ["DroppedEngine"]
+
+_SEQUENCE_ARGUMENTS = ("attention_mask", "position_ids", "token_type_ids", "inputs_embeds")
+
+
+class DroppedEngine(PatchedEngine):
+    """Feeds the network the prefix and the window's tokens alone, so that positions count from the window's start.
+
+    Every window is then trained as if it were the beginning of a video; without a prefix its first token is not
+    predicted. The network's sequence argument is its first tensor of two dimensions or more; ``attention_mask``,
+    ``position_ids`` and their like are cut with it.
+
+    Args:
+        network: The network; its forward takes the sequence.
+        head: The module that maps the states to logits.
+        tokens: N, video tokens of a sample.
+        tail: Rows after the one that predicts the last video token, 0 or 1.
+        rows: T, rows that the blocks saw on the batch that the first armed forward gets.
+        fill: What logits of other rows hold in training, see ``Engine``.
+        placeholder: What a training forward returns in the place of logits, see ``PatchedEngine``.
+        linear_head: The head, where the loss makes its logits, likewise.
+    """
+
+    name = "dropped"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        head: nn.Module,
+        *,
+        tokens: int,
+        tail: int,
+        rows: int,
+        fill: float = float("nan"),
+        placeholder: torch.Tensor | None = None,
+        linear_head: nn.Linear | None = None,
+    ) -> None:
+        patches = [PatchedMethod(network, "forward", self._network), PatchedMethod(head, "forward", self._head)]
+        super().__init__(patches, tokens=tokens, tail=tail, fill=fill, placeholder=placeholder, linear_head=linear_head)
+        self._first_rows = rows
+        self._inner_prefix: int | None = None
+
+    def _network(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._run = None
+        if self._windows is None:
+            return original(*args, **kwargs)
+        sequence = next(v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor) and v.ndim >= 2)
+        if not self._is_live(sequence):
+            return original(*args, **kwargs)
+        if self._inner_prefix is None:
+            self._inner_prefix = self._first_rows - sequence.shape[1]
+        rows = sequence.shape[1] + self._inner_prefix
+        groups, whole = self._split(len(sequence), rows)
+        prefix = rows - self.tail - self.tokens + 1
+        if prefix == 0:
+            groups = tuple(replace(group, loss_start=group.window.start) for group in groups)
+        self._run = Run(groups, rows, len(sequence), whole)
+        columns = prefix - self._inner_prefix  # of the sequence argument, in front of the video's tokens
+
+        def cut(value: torch.Tensor) -> torch.Tensor:
+            parts = []
+            for group in groups:
+                own = value[group.samples]
+                window = own[:, columns + group.window.start : columns + group.window.stop - 1]
+                parts.append(torch.cat([own[:, :columns], window], dim=1))
+            return torch.cat(parts)
+
+        pending = [sequence]  # labels may be the very same tensor, and the loss wants all of them
+
+        def cut_argument(name: str | None, value: Any) -> Any:
+            if pending and value is sequence:
+                pending.clear()
+                return cut(value)
+            follows = name in _SEQUENCE_ARGUMENTS and isinstance(value, torch.Tensor)
+            return cut(value) if follows and value.shape[:2] == sequence.shape[:2] else value
+
+        cut_args = [cut_argument(None, value) for value in args]
+        return original(*cut_args, **{name: cut_argument(name, value) for name, value in kwargs.items()})
+
+    @override
+    def _head(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        run = self._run
+        if run is None:
+            return original(*args, **kwargs)
+        states = take_hidden(args, kwargs)
+        states = states[:, -max(group.stop - group.loss_start for group in run.groups) :]
+        run.states, run.hidden = states, tuple(states[group.samples] for group in run.groups)
+        shape = torch.Size((run.batch, run.rows))
+        placeholder = self._defer(run, states, run.hidden, shape)
+        if placeholder is not None:
+            return placeholder
+        return self._leave(original(states), run, shape)

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engines for networks whose attention cannot be reached: the context's states are detached between blocks.
+
+``prefix`` runs the blocks on the rows up to the window's end, ``masked`` (networks of one fixed length) on all of them.
+In both the loss covers the window alone and the states of context rows are constants to every block; their keys and
+values still train the projections that make them, as with ``context="keys"`` of the frozen engine. Nothing is saved in
+front of the window; ``prefix`` saves what lies behind it, and both the head's work on other rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from reco_lightning.windowing.engines.base import Context
+from reco_lightning.windowing.engines.call_slicing import cut_call, map_hidden, take_hidden
+from reco_lightning.windowing.engines.interception import PatchedMethod
+from reco_lightning.windowing.engines.patched import PatchedEngine, Run
+
+__all__ = ["DetachedEngine"]
+
+
+@dataclass
+class _Run(Run):
+    """Which rows are context, and in a proof which ones lie behind the window, (B, T) each."""
+
+    constant: torch.Tensor | None = None
+    later: torch.Tensor | None = None
+
+    @property
+    def stop(self) -> int:
+        return max(group.stop for group in self.groups)
+
+
+def _select(mask: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Shapes a mask of rows (B, T) for states (B, T, D) or (B, T, H, W, C)."""
+    batch, grid = like.shape[0], like.shape[1:-1]
+    return mask[:, : grid.numel()].view(batch, *grid, 1)
+
+
+class DetachedEngine(PatchedEngine):
+    """Runs blocks on rows whose context part is detached at every block's entrance.
+
+    Args:
+        blocks: The network's blocks in order; states (B, T, D), or (B, T, H, W, C) where the length is fixed.
+        head: The module that maps the states to logits.
+        tokens: N, video tokens of a sample.
+        tail: Rows after the one that predicts the last video token, 0 or 1.
+        context: ``"attached"`` leaves the context's gradients on; ``"frozen"`` and ``"keys"`` detach its states.
+        fixed_length: Whether all rows are run, or those up to the window's end.
+        fill: What logits of other rows hold in training, see ``Engine``.
+        placeholder: What a training forward returns in the place of logits, see ``PatchedEngine``.
+        linear_head: The head, where the loss makes its logits, likewise.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        head: nn.Module,
+        *,
+        tokens: int,
+        tail: int,
+        context: Context = "frozen",
+        fixed_length: bool,
+        fill: float = float("nan"),
+        placeholder: torch.Tensor | None = None,
+        linear_head: nn.Linear | None = None,
+    ) -> None:
+        patches = [PatchedMethod(block, "forward", partial(self._block, index)) for index, block in enumerate(blocks)]
+        patches.append(PatchedMethod(head, "forward", self._head))
+        super().__init__(patches, tokens=tokens, tail=tail, fill=fill, placeholder=placeholder, linear_head=linear_head)
+        self.name = "masked" if fixed_length else "prefix"
+        self.context = context
+        self.fixed_length = fixed_length
+        self._last = len(blocks) - 1
+        self._run: _Run | None = None
+
+    def _start(self, hidden: torch.Tensor) -> None:
+        batch, rows = hidden.shape[0], hidden.shape[1:-1].numel()
+        groups, whole = self._split(batch, rows)
+        if self._run is not None and (self._run.groups, self._run.rows) == (groups, rows):
+            return
+        row = torch.arange(rows, device=hidden.device)
+
+        def per_sample(bounds: list[int]) -> torch.Tensor:
+            sizes = [group.samples.stop - group.samples.start for group in groups]
+            # filled on the device: a copy from the host would wait for it
+            parts = [row.new_full((size, 1), bound) for size, bound in zip(sizes, bounds, strict=True)]
+            return torch.cat(parts)
+
+        constant = None
+        if self.context != "attached" and any(group.first for group in groups):
+            constant = row < per_sample([group.first for group in groups])
+        # A network of fixed length is given all rows: only altered ones show whether it looks at those of the future.
+        later = row >= per_sample([group.stop for group in groups]) if self._inference else None
+        self._run = _Run(groups, rows, batch, whole, constant=constant, later=later)
+
+    def _block(self, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._windows is None:
+            return original(*args, **kwargs)
+        hidden = take_hidden(args, kwargs)
+        live = self._is_live(hidden)
+        if live and index == 0:
+            self._start(hidden)
+        run = self._run
+        if not live or run is None or run.whole:
+            return original(*args, **kwargs)
+        states = hidden
+        if index == 0:
+            if not self.fixed_length:
+                states = states[:, : run.stop]
+            if run.later is not None:
+                states = torch.where(_select(run.later, states), 1 - states, states)
+        if run.constant is not None:
+            states = torch.where(_select(run.constant, states), states.detach(), states)
+        stop = run.rows if self.fixed_length else run.stop
+        cut_args, cut_kwargs = cut_call(args, kwargs, states, start=0, stop=stop, rows=run.rows)
+        output = original(*cut_args, **cut_kwargs)
+        if index == self._last and not self.fixed_length:
+            # What stands between blocks and head, and may count on T rows, gets T rows.
+            return map_hidden(output, lambda states: F.pad(states, (0, 0, 0, run.rows - stop)))
+        return output

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The frozen-context engine: context without gradient, window with gradient, block by block (arXiv 2604.07402, Alg. 1).
+
+Each block is entered once per step. Inside, it runs on the context rows under ``no_grad`` and leaves the keys and
+values that it hands to attention; then it runs on the window rows with those in front of its own. The network computes
+embeddings and positions itself, on the full sequence; nothing after the window's end is run, and the head runs on the
+window's rows alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from typing_extensions import override
+
+from reco_lightning.windowing.engines.base import Context
+from reco_lightning.windowing.engines.call_slicing import (
+    checkpoints_itself,
+    cut_call,
+    map_hidden,
+    pack,
+    replace_arguments,
+    take_hidden,
+)
+from reco_lightning.windowing.engines.context_kv import AttentionJoint, AttentionReachedError, Joint, KeptKeys
+from reco_lightning.windowing.engines.interception import PatchedMethod
+from reco_lightning.windowing.engines.mingpt import MinGPTAttention, is_mingpt_attention
+from reco_lightning.windowing.engines.patched import PatchedEngine, Run
+
+__all__ = ["FrozenEngine"]
+
+
+@dataclass
+class _Run(Run):
+    """What the blocks keep for each other: states of the context, and how often a block attends."""
+
+    contexts: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
+    attentions: int | None = None
+
+    def take_context(self, index: int, number: int, *, keep: bool) -> torch.Tensor:
+        key = (index, number)
+        if key not in self.contexts:
+            raise RuntimeError(
+                f"block {index} was run a second time in one step, and activation checkpointing was not seen on the "
+                "first batch; use torch.utils.checkpoint, from the first step on"
+            )
+        return self.contexts[key] if keep else self.contexts.pop(key)
+
+
+class FrozenEngine(PatchedEngine):
+    """Runs a stack of attention blocks on windows with a frozen, key-trained or attached context.
+
+    Args:
+        blocks: The network's blocks in order; each is called once per forward with the states (B, T, D) first, and
+            attends through ``torch.nn.functional.scaled_dot_product_attention`` (any context but ``"attached"``).
+        head: The module that maps the states (B, T, D) to logits (B, T, V).
+        tokens: N, video tokens of a sample.
+        tail: Rows after the one that predicts the last video token, 0 or 1.
+        context: ``"frozen"`` (the paper), ``"keys"`` (the context's states are constants, but its keys and values train
+            the projections that make them) or ``"attached"`` (the context is trained through).
+        recompute: Whether blocks are run again in the backward pass (activation checkpointing): the context's states
+            are then kept until the step ends.
+        joint: How context keys and values reach the window's attention; through scaled dot-product attention by
+            default.
+        name: What the engine is called in reports.
+        fill: What logits of other rows hold in training, see ``Engine``.
+        placeholder: What a training forward returns in the place of logits, see ``PatchedEngine``.
+        linear_head: The head, where the loss makes its logits, likewise.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        head: nn.Module,
+        *,
+        tokens: int,
+        tail: int,
+        context: Context = "frozen",
+        recompute: bool = False,
+        joint: Joint | None = None,
+        name: str = "frozen",
+        fill: float = float("nan"),
+        placeholder: torch.Tensor | None = None,
+        linear_head: nn.Linear | None = None,
+    ) -> None:
+        patches = [PatchedMethod(block, "forward", partial(self._block, index)) for index, block in enumerate(blocks)]
+        patches.append(PatchedMethod(head, "forward", self._head))
+        super().__init__(patches, tokens=tokens, tail=tail, fill=fill, placeholder=placeholder, linear_head=linear_head)
+        self.name = name
+        self.context = context
+        self.recompute = recompute or any(checkpoints_itself(block) for block in blocks)
+        self.last = len(blocks) - 1
+        self._blocks = list(blocks)
+        self._joint = joint or AttentionJoint()
+        self._adapted = [
+            [MinGPTAttention(part) for part in block.modules() if is_mingpt_attention(part)] for block in blocks
+        ]
+        self._run: _Run | None = None
+
+    @override
+    def install(self) -> None:
+        """Replaces the forwards of the blocks, of attention that is run otherwise, and of the head."""
+        super().install()
+        for attention in chain(*self._adapted):
+            attention.install()
+
+    @override
+    def remove(self) -> None:
+        """Restores them."""
+        for attention in chain(*self._adapted):
+            attention.remove()
+        super().remove()
+
+    def _start(self, hidden: torch.Tensor) -> None:
+        batch, rows = hidden.shape[:2]
+        groups, whole = self._split(batch, rows)
+        if self._run is None or self._run.groups != groups or self._run.rows != rows:
+            self._run = _Run(groups, rows, batch, whole)
+
+    def _block(self, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._windows is None:
+            return original(*args, **kwargs)
+        hidden = take_hidden(args, kwargs)
+        live = self._is_live(hidden)
+        if live and index == 0:
+            self._start(hidden)
+        run = self._run
+        if not live or run is None or run.whole:
+            return original(*args, **kwargs)
+        block = self._blocks[index]
+        groups = range(len(run.groups))
+
+        def windows(states: torch.Tensor) -> Any:
+            return pack([self._group(index, number, original, states, args, kwargs) for number in groups])
+
+        if not (checkpoints_itself(block) and block.training and torch.is_grad_enabled()):
+            return windows(hidden)
+
+        def windows_of_plain_block(states: torch.Tensor) -> Any:
+            block.gradient_checkpointing = False  # type: ignore[assignment]
+            try:
+                return windows(states)
+            finally:
+                block.gradient_checkpointing = True  # type: ignore[assignment]
+
+        # The layers of transformers checkpoint inside their forward, where a recomputation would not see the window.
+        return checkpoint(windows_of_plain_block, hidden, use_reentrant=False)
+
+    def _group(
+        self,
+        index: int,
+        number: int,
+        original: Callable[..., Any],
+        hidden: torch.Tensor,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        run = self._run
+        assert run is not None
+        group = run.groups[number]
+        first = 0 if self.context == "attached" else group.first
+        if index == 0:
+            own = hidden if len(run.groups) == 1 else hidden[group.samples]
+            window, context = own[:, first : group.stop], own[:, :first].detach()
+        else:
+            window = hidden if len(run.groups) == 1 else hidden[group.samples, : group.stop - first]
+            context = run.take_context(index, number, keep=self.recompute) if first else hidden[:0]
+        samples = group.samples if len(run.groups) > 1 else None
+
+        def call(states: torch.Tensor, start: int, stop: int, **changed: Any) -> Any:
+            cut = cut_call(
+                args, kwargs, states, start=start, stop=stop, rows=run.rows, samples=samples, batch=run.batch
+            )
+            cut = replace_arguments(original, *cut, changed)
+            with self._adapted_from(index, start):
+                return original(*cut[0], **cut[1])
+
+        enough = run.attentions if index == self.last and not torch.compiler.is_compiling() else None
+        kept = KeptKeys(first, enough)
+        if first:
+            passed = self._context_pass(partial(call, context, 0, first), kept, hidden.device.type)
+            if run.attentions is None:
+                run.attentions = len(kept.pairs)
+            if passed is not None:
+                run.contexts[index + 1, number] = passed.detach()
+            output = self._joint.run_window(partial(call, window, first, group.stop), kept, group.stop - first)
+        else:
+            output = self._joint.run_without_context(partial(call, window, first, group.stop))
+        if index == self.last:
+            # What stands between blocks and head, and may count on T rows, gets T rows.
+            before, after = group.loss_start, run.rows - group.stop
+            return map_hidden(
+                output, lambda states: F.pad(states[:, group.loss_start - first :], (0, 0, before, after))
+            )
+        return output
+
+    @contextmanager
+    def _adapted_from(self, index: int, start: int) -> Iterator[None]:
+        for attention in self._adapted[index]:
+            attention.start = start
+        try:
+            yield
+        finally:
+            for attention in self._adapted[index]:
+                attention.start = None
+
+    def _context_pass(self, call: Callable[..., Any], kept: KeptKeys, device: str) -> torch.Tensor | None:
+        trains_keys = self.context == "keys" and torch.is_grad_enabled()
+        try:
+            with torch.set_grad_enabled(trains_keys), _autocast_without_cache(device):
+                output = self._joint.run_context(call, kept)
+        except AttentionReachedError:
+            return None
+        return take_hidden((output,) if isinstance(output, torch.Tensor) else tuple(output), {})
+
+
+def _autocast_without_cache(device: str) -> AbstractContextManager[Any]:
+    """Autocast as it is, except that it hands nobody the copies of weights that are made inside.
+
+    Made without a graph, they would not train in the window.
+    """
+    if not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, dtype=torch.get_autocast_dtype(device), cache_enabled=False)

@@ -1,0 +1,371 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Picks the engine for a network and proves it on the batch at hand: plain and windowed forward must agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from reco_lightning.support.transformers_cache import CACHE_ARGUMENTS, describe_module, find_cache_argument
+from reco_lightning.windowing.engines.base import Context, Engine
+from reco_lightning.windowing.engines.context_kv import AttentionJoint, CacheJoint, Joint
+from reco_lightning.windowing.engines.cropped import DroppedEngine
+from reco_lightning.windowing.engines.detached import DetachedEngine
+from reco_lightning.windowing.engines.frozen import FrozenEngine
+from reco_lightning.windowing.engines.mingpt import is_mingpt_attention
+from reco_lightning.windowing.injection.dry_run import Sandbox, StepEndedError
+from reco_lightning.windowing.injection.recompile_limit import is_compiled
+from reco_lightning.windowing.injection.step_trace import Hints, Trace, block_stacks, rehearse
+from reco_lightning.windowing.losses.cross_entropy import select_rows
+from reco_lightning.windowing.sampler import Window, WindowSampler
+
+__all__ = ["ENGINES", "Selection", "build_engine", "prove", "select_engine"]
+
+ENGINES = ("frozen", "cache", "prefix", "masked")
+"""The engines in the order in which they are tried."""
+
+GRADIENTS = {
+    "prefix": (
+        "the context's states are detached between blocks, its keys and values still train their projections; what "
+        "lies behind the window is not run, the context costs what it does in the plain step"
+    ),
+    "masked": (
+        "all rows are run; the context's states are detached between blocks, its keys and values still train their "
+        "projections; only the head's work on other rows is saved"
+    ),
+}
+"""What an engine that does not freeze the context whole leaves of gradients and costs."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """An engine that was proved on a network, and how the network was found.
+
+    Args:
+        engine: The engine, not yet installed.
+        trace: What the rehearsal found.
+        error: Largest difference of plain and windowed states in the proof, relative to the largest state; ``None``
+            without a proof.
+        report: One line on what was chosen and why.
+    """
+
+    engine: Engine
+    trace: Trace
+    error: float | None
+    report: str
+
+
+def build_engine(
+    module: nn.Module,
+    trace: Trace,
+    name: str,
+    *,
+    tokens: int,
+    context: Context,
+    chunked_loss: bool = True,
+) -> Engine:
+    """Builds an engine for what the rehearsal found.
+
+    Args:
+        module: The LightningModule.
+        trace: What the rehearsal found.
+        name: One of ``ENGINES``, or ``"dropped"``.
+        tokens: N, video tokens of a sample.
+        context: What the context is to the window.
+        chunked_loss: Whether the loss makes the logits, a few rows at a time, where it can.
+
+    Raises:
+        MisconfigurationException: If the engine does not run such blocks; the text says why.
+    """
+    blocks = block_stacks(module)[trace.blocks]
+    head = module.get_submodule(trace.head)
+    kind = f"the blocks '{trace.blocks}' ({describe_module(blocks[0])})"
+    # gradients of parameters behind the head would be NaN from rows of NaN
+    common: dict[str, Any] = {
+        "tokens": tokens,
+        "tail": trace.tail,
+        "fill": 0.0 if trace.learns_behind_head else float("nan"),
+        "placeholder": None,
+    }
+    # inside a compiled graph copies of a placeholder are real ones
+    untouched = trace.views_head or (trace.copies_head and not is_compiled(module))
+    if untouched and not _watches_outputs(module):
+        common["placeholder"] = trace.logits.new_full((), float("nan"), dtype=trace.head_type)
+        if chunked_loss and _is_plain_linear(head):
+            common["linear_head"] = head
+    if name == "dropped":
+        return DroppedEngine(module.get_submodule(trace.network), head, rows=trace.rows, **common)
+    if name == "masked":
+        return DetachedEngine(blocks, head, context=context, fixed_length=True, **common)
+    if not trace.flat:
+        raise MisconfigurationException(f"{kind} take states of more dimensions than (B, T, D), which cannot be cut")
+    if name == "prefix":
+        return DetachedEngine(blocks, head, context=context, fixed_length=False, **common)
+    joint: Joint = AttentionJoint()
+    if name == "cache":
+        argument, *others = set(map(find_cache_argument, blocks))
+        if argument is None or others:
+            raise MisconfigurationException(
+                f"{kind} do not all take a key/value cache by one of the names {', '.join(CACHE_ARGUMENTS)}, as layers "
+                "of transformers do"
+            )
+        joint = CacheJoint(argument)
+    elif trace.recomputes_parts:
+        raise MisconfigurationException(
+            f"{kind} checkpoint their attention inside themselves, where a recomputation would not see the window; "
+            "checkpoint whole blocks"
+        )
+    elif context != "attached" and not trace.attention and not all(map(_has_mingpt_attention, blocks)):
+        raise MisconfigurationException(
+            f"{kind} attend without torch.nn.functional.scaled_dot_product_attention; let them attend by it (with "
+            "transformers: attn_implementation='sdpa')"
+        )
+    return FrozenEngine(blocks, head, context=context, recompute=trace.recomputed, joint=joint, name=name, **common)
+
+
+def _has_mingpt_attention(block: nn.Module) -> bool:
+    return any(map(is_mingpt_attention, block.modules()))
+
+
+def _is_plain_linear(head: nn.Module) -> bool:
+    """Whether a head does what ``F.linear`` does with its parameters, and nothing besides."""
+    return (
+        type(head) is nn.Linear
+        and not is_traceable_wrapper_subclass(head.weight)  # distributed or quantised
+        and "forward" not in head.__dict__
+        and not (head._forward_hooks or head._forward_pre_hooks)
+    )
+
+
+def _watches_outputs(module: nn.Module) -> bool:
+    """Whether something waits for gradients of the network's output: sharded parameters, or hooks."""
+    return any(
+        isinstance(part, (FSDPModule, FullyShardedDataParallel)) or part._backward_hooks or part._backward_pre_hooks
+        for part in module.modules()
+    ) or any(hasattr(parameter, "ds_id") for parameter in module.parameters())  # DeepSpeed, stage 3
+
+
+def prove(
+    engine: Engine,
+    trace: Trace,
+    sandbox: Sandbox,
+    runs: Sequence[Sequence[Window]],
+    *,
+    attached: int = 0,
+    exact: bool = True,
+) -> float:
+    """Runs the step on windows without a trace and compares with the plain run: states, and rows of the loss.
+
+    Args:
+        engine: The engine, installed.
+        trace: What the plain run left.
+        sandbox: Where the step can be run.
+        runs: The windows to try, for each run one per group of the batch.
+        attached: Tokens in front of each window that are to be trained through.
+        exact: Whether the states must equal the plain run's on every window, or (a dropped context changes the others
+            by intent) on those that start the video.
+
+    Returns:
+        The largest difference of states, relative to the largest state.
+
+    Raises:
+        MisconfigurationException: If the windowed step differs from the plain one.
+    """
+    worst = 0.0
+    for windows in runs:
+        engine.arm(windows, attached=attached, inference=True)
+        try:
+            logits, target = _own_loss(trace, sandbox)
+            worst = max(worst, _compare(engine, trace, logits, target, exact=exact))
+        except (AttributeError, RuntimeError, TypeError, ValueError, StopIteration) as error:
+            if "Connection closed" in str(error):  # another rank has ended; its own message says why
+                raise
+            raise MisconfigurationException(
+                f"the engine '{engine.name}' failed on {_names(windows)} of the first batch: {error}; blocks "
+                f"'{trace.blocks}', head '{trace.head}'; set blocks= or head= if these are the wrong ones"
+            ) from error
+        finally:
+            engine.disarm()
+    return worst
+
+
+def _own_loss(trace: Trace, sandbox: Sandbox) -> tuple[torch.Tensor, torch.Tensor]:
+    """Runs the step up to the network's own cross-entropy and returns what that is given."""
+    calls = 0
+    given: list[torch.Tensor] = []
+
+    def cross_entropy(logits: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls <= trace.call:
+            return F.cross_entropy(logits, target, *args, **kwargs)
+        given.extend((logits, target))
+        raise StepEndedError
+
+    with torch.no_grad():
+        sandbox.run(cross_entropy)
+    if not given:
+        raise RuntimeError("the training step did not reach its cross-entropy a second time")
+    return given[0], given[1]
+
+
+def _compare(engine: Engine, trace: Trace, logits: torch.Tensor, target: torch.Tensor, *, exact: bool) -> float:
+    output = engine.output
+    if output is None:
+        raise MisconfigurationException(f"the head '{trace.head}' was not reached by the windowed step")
+    groups, batch = output.groups, output.batch
+    names = _names([group.window for group in groups])
+    offset = trace.rows - trace.loss_tail - target.numel() // batch
+    own, _ = select_rows(logits, target, groups, batch=batch, offset=offset)
+    others = int(logits.isnan().any(dim=1 if logits.ndim > 2 else -1).sum())
+    whole = not others and all(len(group.window) == engine.tokens for group in groups)
+    if own.isnan().any() or (not whole and others + own.shape[0] != target.numel()):
+        raise MisconfigurationException(
+            f"on {names} the rows of the loss are not the rows of the window: {others} of {target.numel()} rows lie "
+            f"outside it where {target.numel() - own.shape[0]} should; set prefix_tokens= if the prefix was taken for "
+            f"{trace.prefix(engine.tokens)} rows wrongly"
+        )
+    error = 0.0
+    for group, hidden in zip(groups, output.hidden, strict=True):
+        if not exact and group.window.start > 0:
+            continue
+        single, _ = select_rows(logits, target, [group], batch=batch, offset=offset)
+        plain, _ = select_rows(trace.logits, target, [group], batch=batch, offset=offset)
+        states = trace.hidden[group.samples, group.loss_start : group.stop]
+        error = max(error, _difference(hidden, states), _difference(single, plain))
+    allowed = (
+        1e-3
+        if logits.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(logits.device.type)
+        else 5e-2
+    )
+    if not error <= allowed:
+        cause = (
+            f"attention in the blocks '{trace.blocks}' is not causal: scaled_dot_product_attention is called with "
+            "neither is_causal nor attn_mask, so a row sees later rows"
+            if trace.unmasked
+            else f"something in the blocks '{trace.blocks}' lets a row see later rows (a mask that is not causal, "
+            "pooling or normalisation over time), or mixes rows outside attention"
+        )
+        raise MisconfigurationException(
+            f"on {names} the windowed states differ from the plain ones by {error:.1e} of the largest state, where "
+            f"{allowed:.0e} is allowed: {cause}"
+        )
+    return error
+
+
+def _names(windows: Sequence[Window]) -> str:
+    return ", ".join(map(str, dict.fromkeys(windows)))
+
+
+def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    a, b = a.float(), b.float()
+    return float((a - b).abs().max() / b.abs().max().clamp_min(1e-12))
+
+
+def select_engine(
+    module: nn.Module,
+    step: Callable[[], Any],
+    sampler: WindowSampler,
+    *,
+    hints: Hints,
+    context: Context,
+    windows_per_batch: int = 1,
+    attached: int = 0,
+    engine: str = "auto",
+    verify: bool = True,
+    chunked_loss: bool = True,
+) -> Selection:
+    """Finds blocks, head and rows, picks an engine, and proves it on the first, the second and the last window.
+
+    Args:
+        module: The LightningModule.
+        step: Runs its training step on the batch at hand.
+        sampler: The windows.
+        hints: What the user names.
+        context: What the context is to the window.
+        windows_per_batch: Groups of the batch; above 1 a run with groups is proved too.
+        attached: Tokens in front of each window that are to be trained through.
+        engine: ``"auto"``, the first of ``ENGINES`` that passes, or the name of one.
+        verify: Whether to prove the choice.
+        chunked_loss: Whether the loss makes the logits, a few rows at a time, where it can.
+
+    Returns:
+        The engine, not installed, with the findings.
+
+    Raises:
+        MisconfigurationException: If nothing fits; nothing has been changed then.
+    """
+    trace, sandbox = rehearse(module, step, tokens=sampler.tokens, hints=hints)
+    names = ("dropped",) if context == "dropped" else ENGINES
+    if engine != "auto":
+        if engine not in names:
+            raise MisconfigurationException(
+                f"engine={engine!r} cannot serve context={context!r}, which runs on {names[0]!r}; set engine='auto'"
+            )
+        names = (engine,)
+    runs = [[window] for _, stage in sampler.stages for window in _telling(stage.windows)]
+    if windows_per_batch > 1:
+        windows = sampler.windows
+        runs.append([windows[group * len(windows) // windows_per_batch] for group in range(windows_per_batch)])
+    failures: dict[str, str] = {}
+    for name in names:
+        try:
+            chosen = build_engine(
+                module, trace, name, tokens=sampler.tokens, context=context, chunked_loss=chunked_loss
+            )
+            error = None
+            if verify:
+                error = _proved(chosen, trace, sandbox, runs, attached=attached, exact=context != "dropped")
+        except MisconfigurationException as failure:
+            failures[name] = str(failure)
+            continue
+        report = _report(module, trace, chosen, sampler, context=context, error=error, failures=failures)
+        return Selection(chosen, trace, error, report)
+    reasons = "".join(f"\n- {name}: {failure}" for name, failure in failures.items())
+    raise MisconfigurationException(f"{type(module).__name__} cannot be windowed exactly by any engine:{reasons}")
+
+
+def _telling(windows: Sequence[Window]) -> list[Window]:
+    """The first, the second, which has the shortest context, and the last."""
+    return [windows[index] for index in sorted({0, min(1, len(windows) - 1), len(windows) - 1})]
+
+
+def _proved(
+    engine: Engine, trace: Trace, sandbox: Sandbox, runs: Sequence[Sequence[Window]], *, attached: int, exact: bool
+) -> float:
+    engine.install()
+    try:
+        return prove(engine, trace, sandbox, runs, attached=attached, exact=exact)
+    finally:
+        engine.remove()
+
+
+def _report(
+    module: nn.Module,
+    trace: Trace,
+    engine: Engine,
+    sampler: WindowSampler,
+    *,
+    context: Context,
+    error: float | None,
+    failures: Mapping[str, str],
+) -> str:
+    compared = "first window equals" if context == "dropped" else "first, second and last window equal"
+    notes = [
+        f"engine '{engine.name}', context '{context}', on network '{trace.network or type(module).__name__}': "
+        f"{len(block_stacks(module)[trace.blocks])} blocks '{trace.blocks}', head '{trace.head}', "
+        f"{trace.prefix(sampler.tokens)} prefix rows + {sampler.tokens} video tokens",
+        "not verified" if error is None else f"{compared} the plain forward to {error:.0e}",
+    ]
+    if engine.name in GRADIENTS and context != "attached":
+        notes.append(GRADIENTS[engine.name])
+        notes += [f"not '{name}', since {failure}" for name, failure in failures.items()]
+    return "; ".join(notes)

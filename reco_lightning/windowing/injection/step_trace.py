@@ -1,0 +1,465 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds, by running a training step once, which blocks, head and rows of which network feed its cross-entropy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+from reco_lightning.windowing.engines.call_slicing import checkpoints_itself, map_hidden, take_hidden
+from reco_lightning.windowing.engines.interception import PatchedMethod
+from reco_lightning.windowing.injection.attention_watch import AttentionWatch, under_checkpoint
+from reco_lightning.windowing.injection.autograd_graph import depends, is_copied, reaches_parameter
+from reco_lightning.windowing.injection.dry_run import Sandbox, StepEndedError
+from reco_lightning.windowing.losses.cross_entropy import loss_rows
+
+__all__ = ["Hints", "Trace", "block_stacks", "rehearse"]
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What the user names, each ``None`` where it is to be found.
+
+    Args:
+        network: Name of the network inside the LightningModule (``"model.gpt"``).
+        blocks: Name of the list of blocks, from the LightningModule or from the network.
+        head: Name of the module that makes the logits, likewise.
+        prefix_tokens: P, rows in front of the video tokens.
+    """
+
+    network: str | None = None
+    blocks: str | None = None
+    head: str | None = None
+    prefix_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What the rehearsal found.
+
+    Args:
+        network: Name of the smallest called module that holds blocks and head.
+        blocks: Name of the list of blocks.
+        head: Name of the module that makes the logits.
+        rows: T, the length of the network's sequence.
+        tail: Rows after the one that predicts the last video token.
+        loss_tail: Rows after the one that feeds the last loss row.
+        call: Which call of ``F.cross_entropy`` in the step is the network's, counted from 0.
+        attention: Whether every block called ``F.scaled_dot_product_attention``.
+        recomputed: Whether the blocks run under activation checkpointing.
+        recomputes_parts: Whether the blocks checkpoint their attention inside themselves.
+        unmasked: Whether a call of ``F.scaled_dot_product_attention`` in the blocks was neither causal nor masked.
+        learns_behind_head: Whether parameters stand between the head's output and the loss.
+        views_head: Whether the cross-entropy is given the head's output itself, or a view of it.
+        copies_head: Whether it is given that or a copy of it, in a type of its own.
+        head_type: Type of the head's output.
+        flat: Whether the blocks' states are (B, T, D), and not of more dimensions.
+        logits: The cross-entropy's input in the plain step.
+        hidden: The states that the head read, (B, T, D).
+    """
+
+    network: str
+    blocks: str
+    head: str
+    rows: int
+    tail: int
+    loss_tail: int
+    call: int
+    attention: bool
+    recomputed: bool
+    recomputes_parts: bool
+    unmasked: bool
+    learns_behind_head: bool
+    views_head: bool
+    copies_head: bool
+    head_type: torch.dtype
+    flat: bool
+    logits: torch.Tensor
+    hidden: torch.Tensor
+
+    def prefix(self, tokens: int) -> int:
+        """P, the rows in front of ``tokens`` video tokens."""
+        return self.rows - self.tail - tokens + 1
+
+
+def block_stacks(module: nn.Module) -> dict[str, list[nn.Module]]:
+    """Lists the stacks of like blocks in a module: outermost ``ModuleList`` or ``Sequential`` of one class.
+
+    Example:
+        >>> list(block_stacks(nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])})))
+        ['layers']
+    """
+    stacks: dict[str, list[nn.Module]] = {}
+    for name, part in module.named_modules():
+        if not isinstance(part, (nn.ModuleList, nn.Sequential)) or not len(part):
+            continue
+        # torch's checkpoint_wrapper stands around the block; what it recomputes has to be the windowed forward
+        blocks = [getattr(block, "_checkpoint_wrapped_module", block) for block in part]
+        alike = len({type(block) for block in blocks}) == 1 and isinstance(blocks[0], nn.Module)
+        alike = alike and any(True for _ in blocks[0].parameters())
+        nested = any(name.startswith(f"{outer}.") for outer in stacks)
+        if alike and not nested:
+            stacks[name] = blocks
+    return stacks
+
+
+@dataclass
+class _Stack:
+    name: str
+    blocks: list[nn.Module]
+    calls: list[int] = field(default_factory=list)
+    attentions: set[int] = field(default_factory=set)
+    shape: torch.Size | None = None
+    problem: str | None = None
+    recomputed: bool = False
+    recomputes_parts: bool = False
+    unmasked: bool = False
+
+
+@dataclass
+class _Record:
+    stack: _Stack
+    name: str
+    module: nn.Module
+    states: torch.Tensor
+    output: torch.Tensor
+    version: int
+
+    def is_seen_in(self, logits: torch.Tensor) -> bool:
+        """Whether logits are the module's output as it left it, or a view of that."""
+        same = logits.untyped_storage().data_ptr() == self.output.untyped_storage().data_ptr()
+        return same and self.output._version == self.version
+
+    def is_copied_in(self, logits: torch.Tensor) -> bool:
+        """Whether logits are the module's output as it left it, or copies and views of that."""
+        return self.output._version == self.version and is_copied(logits, self.output)
+
+
+class _Recorder:
+    """Watches one plain run of the step: the blocks run without gradient, what follows them with it."""
+
+    def __init__(self, module: nn.Module, stacks: dict[str, list[nn.Module]], tokens: int, hints: Hints) -> None:
+        self.module = module
+        self.stacks = [_Stack(name, blocks) for name, blocks in stacks.items()]
+        self.tokens = tokens
+        self.hints = hints
+        self.records: list[_Record] = []
+        self.called: list[str] = []
+        self.finished: _Stack | None = None
+        self.losses = 0
+        self.trace: Trace | None = None
+        self.problems: list[str] = []
+
+    def watch(self) -> Callable[[], None]:
+        """Installs the watch; the result removes it."""
+        patches, hooks = [], []
+        inside: set[nn.Module] = set()
+        for stack in self.stacks:
+            for index, block in enumerate(stack.blocks):
+                inside.update(block.modules())
+                patches.append(PatchedMethod(block, "forward", partial(self._block, stack, index)))
+        for name, part in self.module.named_modules():
+            if part not in inside and part is not self.module:
+                hooks.append(part.register_forward_pre_hook(lambda *_, name=name: self.called.append(name)))
+                hooks.append(part.register_forward_hook(partial(self._leave, name), with_kwargs=True))
+        for patch in patches:
+            patch.install()
+
+        def remove() -> None:
+            for patch in reversed(patches):
+                patch.remove()
+            for hook in hooks:
+                hook.remove()
+
+        return remove
+
+    def _leave(self, name: str, part: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+        if self.finished and tensors and isinstance(output, torch.Tensor) and output.requires_grad and output.ndim >= 3:
+            self.records.append(_Record(self.finished, name, part, tensors[0], output, output._version))
+
+    def _block(self, stack: _Stack, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        hidden = take_hidden(args, kwargs)
+        if not torch.is_grad_enabled() and not hidden.requires_grad:
+            return original(*args, **kwargs)
+        stack.calls.append(index)
+        outside = under_checkpoint()
+        stack.recomputed = stack.recomputed or outside
+        seen = AttentionWatch()
+        with torch.no_grad(), seen:
+            output = original(*args, **kwargs)
+        if seen.count:
+            stack.attentions.add(index)
+        stack.unmasked = stack.unmasked or seen.unmasked
+        stack.recomputes_parts = stack.recomputes_parts or (seen.checkpointed and not outside)
+        if index < len(stack.blocks) - 1:
+            return output
+
+        if hidden.ndim < 3:
+            stack.problem = f"its blocks take states of the shape {tuple(hidden.shape)}, and not (B, T, D)"
+        stack.shape, self.finished = hidden.shape, stack
+        # What follows is watched with a graph of its own, which ends here.
+        return map_hidden(output, lambda states: states.detach().requires_grad_())
+
+    def cross_entropy(self, logits: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Stands in for ``F.cross_entropy`` during the rehearsal; the step goes on, in search of a second one."""
+        call = self.losses
+        self.losses += 1
+        reached = [record for record in self.records if logits.requires_grad and depends(logits, record.output)]
+        if reached and self.trace is not None:
+            self._refuse_second(reached, logits)
+        elif reached:
+            self._explain_loss(call, reached, logits, target, kwargs.get("ignore_index", -100))
+        if self.problems:
+            raise StepEndedError
+        return F.cross_entropy(logits, target, *args, **kwargs)
+
+    def linear_cross_entropy(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Stands in for torch's fused loss."""
+        self.problems.append(
+            "the loss is torch.nn.functional.linear_cross_entropy, which never makes the logits; call the head and "
+            "F.cross_entropy: windows save that memory too"
+        )
+        raise StepEndedError
+
+    def backward(self, *args: Any, **kwargs: Any) -> None:
+        """Stands in for ``Tensor.backward``: what may follow it is a step of an optimizer that is not the trainer's."""
+        if self.trace is not None:
+            raise StepEndedError
+
+    def _refuse_second(self, reached: Sequence[_Record], logits: torch.Tensor) -> None:
+        assert self.trace is not None
+        second = reached[-1].stack
+        if second.name != self.trace.blocks:
+            self.problems.append(
+                f"two networks ('{self.trace.blocks}', '{second.name}') have a cross-entropy each; name the one to "
+                "window by network="
+            )
+            return
+        head = self._find_head(reached, _classes(logits))
+        self.problems.append(
+            f"training_step computes two cross-entropies on the blocks '{second.name}' (heads '{self.trace.head}' and "
+            f"'{head.name if head else 'none'}'); windows serve one loss: join the two, or compute the second without "
+            "gradient"
+        )
+
+    def _explain_loss(
+        self, call: int, reached: Sequence[_Record], logits: torch.Tensor, target: torch.Tensor, ignore_index: int
+    ) -> None:
+        stack = reached[-1].stack
+        assert stack.shape is not None
+        if under_checkpoint():
+            self.problems.append(
+                "F.cross_entropy runs under torch.utils.checkpoint, whose recomputation would be the plain step's; "
+                "take head and loss out of it: windows save that memory too"
+            )
+            return
+        if stack.calls != list(range(len(stack.blocks))):
+            stack.problem = f"its blocks were called in the order {stack.calls[:9]}, and not once each"
+        if stack.problem:
+            self.problems.append(f"the blocks '{stack.name}' feed the loss, but {stack.problem}")
+            return
+        rows, width = stack.shape[1:-1].numel(), stack.shape[-1]
+        classes = _classes(logits)
+        head = self._find_head(reached, classes)
+        if head is None:
+            self.problems.append(
+                f"no module turns the states (B, T, {width}) into logits of {classes} classes; seen after the blocks: "
+                f"{[record.name for record in reached]}; set head= to the module that makes the logits; logits made by "
+                "a function (F.linear with the embedding's weight) cannot be reached: let nn.Linear make them, with "
+                "head.weight = embedding.weight"
+            )
+            return
+        if head.states.shape[1:-1].numel() != rows:
+            self.problems.append(
+                f"the head '{head.name}' reads {head.states.shape[1:-1].numel()} rows, the blocks '{stack.name}' have "
+                f"{rows}; rows must be cut after the head, not between blocks and head"
+            )
+            return
+        self._align(call, stack, head, logits, target, ignore_index)
+
+    def _find_head(self, reached: Sequence[_Record], classes: int) -> _Record | None:
+        if self.hints.head is not None:
+            return next(
+                (r for r in reached if r.name == self.hints.head or r.name.endswith("." + self.hints.head)), None
+            )
+        leaves = [
+            record
+            for record in reached
+            if record.output.shape[-1] == classes
+            and not list(record.module.children())
+            and any(True for _ in record.module.parameters())
+        ]
+        projections = [record for record in leaves if record.states.shape[-1] != classes]
+        return next(iter(projections or reversed(leaves)), None)
+
+    def _align(
+        self, call: int, stack: _Stack, head: _Record, logits: torch.Tensor, target: torch.Tensor, ignore_index: int
+    ) -> None:
+        assert stack.shape is not None
+        batch, rows = stack.shape[0], stack.shape[1:-1].numel()
+        try:
+            length = loss_rows(logits, target, batch)
+        except ValueError as error:
+            self.problems.append(str(error))
+            return
+        places = _places(logits, head.output, batch, length)
+        offsets = {place - row for _, row, place in places}
+        if len(offsets) != 1:
+            self.problems.append(
+                f"loss rows and rows of the network are not in one order: (sample, loss row, network row) {places}; "
+                "windows need the loss over the tokens in the order of the sequence"
+            )
+            return
+        counted = (target.reshape(batch, length) != ignore_index).any(dim=0).nonzero().flatten().tolist()
+        if not counted:
+            self.problems.append("every target of the first batch is ignore_index: there is nothing to learn from it")
+            return
+        loss_tail = rows - length - offsets.pop()
+        tail = loss_tail + length - 1 - counted[-1]
+        self._check_tokens(rows, tail, counted[-1] - counted[0] + 1)
+        if self.problems:
+            return
+        common = [name for name in self.called if _holds(name, stack.name) and _holds(name, head.name)]
+        network = max(common, key=len) if common else ""
+        self.trace = Trace(
+            network=network,
+            blocks=stack.name,
+            head=head.name,
+            rows=rows,
+            tail=tail,
+            loss_tail=loss_tail,
+            call=call,
+            attention=len(stack.attentions) == len(stack.blocks),
+            recomputed=stack.recomputed,
+            recomputes_parts=stack.recomputes_parts and not any(map(checkpoints_itself, stack.blocks)),
+            unmasked=stack.unmasked,
+            learns_behind_head=reaches_parameter(logits, head.output),
+            views_head=head.is_seen_in(logits),
+            copies_head=head.is_copied_in(logits),
+            head_type=head.output.dtype,
+            flat=len(stack.shape) == 3,
+            logits=logits.detach(),
+            hidden=head.states.detach().flatten(1, -2),
+        )
+
+    def _check_tokens(self, rows: int, tail: int, counted: int) -> None:
+        prefix = rows - tail - self.tokens + 1
+        wanted = self.hints.prefix_tokens
+        sizes = f"the sampler's frame_blocks x tokens_per_block = {self.tokens}"
+        if prefix < 0 or (wanted is not None and wanted != prefix):
+            self.problems.append(
+                f"the network's sequence of {rows} rows has room for {rows - tail + 1 - (wanted or 0)} video tokens"
+                f"{f' behind prefix_tokens={wanted}' if wanted is not None else ''}, but {sizes}; make them agree"
+            )
+        elif wanted is None and counted != self.tokens - (prefix == 0):
+            self.problems.append(
+                f"the loss covers {counted} tokens of a sample, but {sizes}; make them agree, or set prefix_tokens= "
+                "if the loss also covers tokens in front of the video's"
+            )
+
+
+def _classes(logits: torch.Tensor) -> int:
+    return logits.shape[-1] if logits.ndim == 2 else logits.shape[1]
+
+
+def _holds(outer: str, inner: str) -> bool:
+    return inner == outer or inner.startswith(f"{outer}.")
+
+
+def _places(logits: torch.Tensor, source: torch.Tensor, batch: int, length: int) -> list[tuple[int, int, int]]:
+    """For some loss rows the row of the head's output that each comes from: (sample, loss row, network row)."""
+    view = logits.view(batch, length, -1) if logits.ndim == 2 else logits.flatten(2).transpose(1, 2)
+    places: list[tuple[int, int, int]] = []
+    for sample, row in {
+        (0, 0),
+        (0, length // 3),
+        (batch - 1, length // 2),
+        (batch - 1, length - 1),
+        (batch // 2, length // 5),
+    }:
+        # uneven weights: the plain sum of what a norm behind the head returns has no gradient
+        weighted = view[sample, row] @ torch.linspace(1, 2, view.shape[-1], dtype=view.dtype, device=view.device)
+        (gradient,) = torch.autograd.grad(weighted, source, retain_graph=True)
+        touched = gradient.abs().amax(dim=-1).flatten(1).nonzero().tolist()
+        place = touched[0][1] if len(touched) == 1 and touched[0][0] == sample else -(len(places) + 2) * length
+        places.append((sample, row, place))
+    return sorted(places)
+
+
+def rehearse(module: nn.Module, step: Callable[[], Any], *, tokens: int, hints: Hints) -> tuple[Trace, Sandbox]:
+    """Runs a training step up to its cross-entropy, without a trace, and reports what feeds it.
+
+    Args:
+        module: The LightningModule.
+        step: Runs its training step on the batch at hand.
+        tokens: N, video tokens of a sample.
+        hints: What the user names.
+
+    Returns:
+        The findings, and the sandbox in which the same step can be run again.
+
+    Raises:
+        MisconfigurationException: If blocks, head or loss are not found; the message lists what was.
+    """
+    stacks = block_stacks(module)
+    if hints.network is not None:
+        stacks = {name: blocks for name, blocks in stacks.items() if _holds(hints.network, name)}
+    if hints.blocks is not None:
+        stacks = {name: b for name, b in stacks.items() if name == hints.blocks or name.endswith("." + hints.blocks)}
+    found = ", ".join(f"'{name}' ({len(blocks)} x {type(blocks[0]).__name__})" for name, blocks in stacks.items())
+    if not stacks:
+        raise MisconfigurationException(
+            f"no stack of blocks was found in {type(module).__name__} with network={hints.network!r}, "
+            f"blocks={hints.blocks!r}; a ModuleList or Sequential of like modules was sought, these exist: "
+            f"{list(block_stacks(module)) or 'none'}; set blocks= to the name of one"
+        )
+    quiet = [part for blocks in stacks.values() for block in blocks for part in block.modules() if part is not block]
+    sandbox = Sandbox(module, step, quiet=quiet)
+    recorder = _Recorder(module, stacks, tokens, hints)
+    remove = recorder.watch()
+    try:
+        with torch.enable_grad():
+            sandbox.run(recorder.cross_entropy, fused=recorder.linear_cross_entropy, backward=recorder.backward)
+    except Exception:
+        if recorder.trace is None:  # what is wrong behind the loss is the step's own affair
+            raise
+    finally:
+        remove()
+    if recorder.problems:
+        raise MisconfigurationException(f"{type(module).__name__} cannot be windowed: {'; '.join(recorder.problems)}")
+    if recorder.trace is None:
+        raise MisconfigurationException(_explain_absence(module, recorder, found))
+    return recorder.trace, sandbox
+
+
+def _explain_absence(module: nn.Module, recorder: _Recorder, found: str) -> str:
+    """Why no cross-entropy was met, as far as can be told."""
+    text = (
+        f"no call of torch.nn.functional.cross_entropy on the logits of one of the block stacks {found} was seen in "
+        f"{type(module).__name__}.training_step ({recorder.losses} calls in all)"
+    )
+    inside = {part for stack in recorder.stacks for block in stack.blocks for part in block.modules()}
+    uncalled = [
+        name
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Linear) and part not in inside and name not in recorder.called
+    ]
+    if recorder.finished is not None and uncalled:
+        return (
+            f"{text}; the head '{uncalled[-1]}' was never called: if its weight enters a fused linear cross-entropy "
+            "(Liger), call the head and F.cross_entropy in its place: windows save that memory too"
+        )
+    if recorder.finished is None:
+        apart = ", ".join(
+            f"'{stack.name}' ({len(stack.blocks)} x {type(stack.blocks[0]).__name__})" for stack in recorder.stacks
+        )
+        return f"{text}; the blocks {apart} are never called as a whole, once each and with gradient: set blocks="
+    return f"{text}; compute the loss by F.cross_entropy, or set blocks= and head="
