@@ -53,9 +53,10 @@ test-oldest: $(VENV)/dev.stamp  ## Run the tests with the oldest releases that p
 	$(call PYTEST,$(OLDEST)) -W ignore::DeprecationWarning -W ignore::FutureWarning
 	PIP_CONSTRAINT=$(OLDEST)/constraints.txt tests/litdata/run.sh $(OLDEST)/bin/python
 
-lint: $(VENV)/dev.stamp  ## Check format, style and types
+lint: $(VENV)/dev.stamp  ## Check format, style, types and the layers of the package
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 docs: $(VENV)/dev.stamp  ## Build the documentation into docs/_build/html; a warning is an error

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sphinx configuration: MyST pages, the furo theme, and an API reference from the docstrings."""
 
+import importlib
+import inspect
+import re
+
 import reco_lightning
 
 project = "reco_lightning"
@@ -35,3 +39,21 @@ napoleon_use_ivar = True  # fields of dataclasses are described once
 
 # names are found both in the package and in the module that defines them
 suppress_warnings = ["ref.python"]
+
+
+def list_names(app, page, source):
+    """In api.md, puts the classes and functions of ``__all__`` in the place of each module of a topic."""
+    if page != "api":
+        return
+
+    def names(match):
+        module = importlib.import_module(match[1])
+        values = {name: getattr(module, name) for name in module.__all__}
+        own = [name for name, value in values.items() if inspect.isroutine(value) or inspect.isclass(value)]
+        return "\n".join(f"   {match[1]}.{name}" for name in own)
+
+    source[0] = re.sub(r"^   (reco_lightning\.[\w.]+)$", names, source[0], flags=re.MULTILINE)
+
+
+def setup(app):
+    app.connect("source-read", list_names)

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerFast
 from reco_lightning import ReCoCallback, WindowSampler
 from reco_lightning.data.tokens.caption_module import CaptionDataModule
 from reco_lightning.data.tokens.shards import TokenShardWriter
-from reco_lightning.models.sampling.text import generate_from_text
+from reco_lightning.models.text_video.generate import generate_from_text
 from reco_lightning.models.text_video.lightning_module import TextVideoModel
 from reco_lightning.models.text_video.network import TextVideoNetwork
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from reco_lightning.windowing.engines.base import split_batch
 from reco_lightning.windowing.losses.cross_entropy import loss_rows, select_rows, window_cross_entropy
+from reco_lightning.windowing.rows import split_batch
 from reco_lightning.windowing.sampler import Window
 
 B, V, GRID = 4, 7, (3, 2, 2)

@@ -278,7 +278,7 @@ def test_too_few_clips_say_what_is_needed(videos: Path, tmp_path: Path) -> None:
 
 def compare_until_training(videos: Path, output: Path) -> int:
     """Training clips that the demo would have."""
-    from reco_lightning.data.video.folder import VideoFolder
+    from reco_lightning.data.clips.folder import VideoFolder
     from reco_lightning.experiments.demo.clips import split_clips
 
     with stage_bar(1, "test", 1) as bar:

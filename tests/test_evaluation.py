@@ -32,7 +32,7 @@ from reco_lightning.metrics.frechet import RandomFeatureDistance, frechet_video_
 from reco_lightning.metrics.interval import IntervalPSNR
 from reco_lightning.metrics.protocols import FVDProtocol
 from reco_lightning.models.sampling.decoding import decode_videos
-from reco_lightning.models.sampling.text import generate_from_text
+from reco_lightning.models.text_video.generate import generate_from_text
 from reco_lightning.models.text_video.lightning_module import TextVideoModel
 from reco_lightning.models.text_video.network import TextVideoNetwork
 from reco_lightning.pipelines.evaluate.callback import EvaluateVideos

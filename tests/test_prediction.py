@@ -16,7 +16,8 @@ from reco_lightning.cli.entry_point import main
 from reco_lightning.data.video.clip import probe
 from reco_lightning.models.larp.network import LARPTransformer
 from reco_lightning.models.sampling.decoding import decode_videos, encode_first_frames
-from reco_lightning.pipelines.predict.requests import GenerationRequests, VideoWriter
+from reco_lightning.pipelines.predict.requests import GenerationRequests
+from reco_lightning.pipelines.predict.video_writer import VideoWriter
 from reco_lightning.support.checkpoints import load_module
 from reco_lightning.support.media import write_video
 from reco_lightning.tokenizers.base import to_uint8
@@ -121,7 +122,7 @@ def test_the_command_line(saved, tmp_path):
             "--data=reco_lightning.pipelines.predict.requests.GenerationRequests",
             "--data.n=2",
             "--data.labels=[1]",
-            "--trainer.callbacks+=reco_lightning.pipelines.predict.requests.VideoWriter",
+            "--trainer.callbacks+=reco_lightning.pipelines.predict.video_writer.VideoWriter",
             f"--trainer.callbacks.tokenizer={tokenizer}",
             f"--trainer.callbacks.output={tmp_path / 'out'}",
             "--trainer.logger=false",

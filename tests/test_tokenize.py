@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from reco_lightning import ReCoCallback, VideoModel, VideoTransformer, WindowSampler
+from reco_lightning.data.clips.folder import VideoFolder
 from reco_lightning.data.tokens.module import TokenDataModule
 from reco_lightning.data.tokens.shards import ClipSource, TokenShards
-from reco_lightning.data.video.folder import VideoFolder
 from reco_lightning.pipelines.tokenize.run import tokenize_folder
 from reco_lightning.support.devices import pick_device
+from reco_lightning.support.fingerprint import fingerprint
 from reco_lightning.support.media import write_video
-from reco_lightning.tokenizers.base import fingerprint, to_unit_range
+from reco_lightning.tokenizers.base import to_unit_range
 from reco_lightning.tokenizers.vqvae import VQVAE
 
 

@@ -18,14 +18,15 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
 from reco_lightning.support.argument_checks import check_finite
-from reco_lightning.windowing.engines.base import Context
 from reco_lightning.windowing.engines.interception import PatchedMethod
 from reco_lightning.windowing.injection.recompile_limit import RecompileLimit, is_compiled
 from reco_lightning.windowing.injection.windowed_step import Injection, StepReport
 from reco_lightning.windowing.losses.continuity import ContinuityNorm, ContinuitySchedule
+from reco_lightning.windowing.rows import Context
 from reco_lightning.windowing.running_losses import RunningLosses
 from reco_lightning.windowing.sampler import Window, WindowSampler
 from reco_lightning.windowing.settings import EngineName, ReCoSettings, check_lightning_module
+from reco_lightning.windowing.settings import StepKind as StepKind  # version 0.1 had it here
 
 __all__ = ["ReCoCallback"]
 

@@ -3,3 +3,9 @@
 
 Code that a Python user calls belongs below: in pipelines, experiments or callbacks.
 """
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

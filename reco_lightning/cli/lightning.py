@@ -25,9 +25,9 @@ import reco_lightning.callbacks.finite_loss
 import reco_lightning.callbacks.position_profile
 import reco_lightning.callbacks.sample_videos
 import reco_lightning.callbacks.stop_on_signal
+import reco_lightning.data.clips.module
 import reco_lightning.data.tokens.caption_module  # imported so that `class_path: CaptionDataModule` resolves
 import reco_lightning.data.tokens.module
-import reco_lightning.data.video.module
 import reco_lightning.models.text_video.lightning_module
 import reco_lightning.models.video_model
 import reco_lightning.pipelines.predict.caption_requests

@@ -20,8 +20,8 @@ from typing_extensions import override
 
 from reco_lightning.metrics.interval import check_videos
 from reco_lightning.support.argument_checks import check_path, check_whole
+from reco_lightning.support.fingerprint import fingerprint
 from reco_lightning.support.plots import frame_scores
-from reco_lightning.tokenizers.base import fingerprint
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import nn
 
 from reco_lightning.support.argument_checks import check_finite, check_switch, check_whole, check_whole_sequence
-from reco_lightning.windowing.engines.attention import causal_mask
+from reco_lightning.support.causal_mask import causal_mask
 
 __all__ = [
     "SIZES",

@@ -18,7 +18,7 @@ from reco_lightning.models.larp.network import LARPTransformer
 from reco_lightning.models.sampling.generate import generate
 from reco_lightning.models.transformer import VideoTransformer
 from reco_lightning.support.argument_checks import check_betas, check_finite, check_whole
-from reco_lightning.windowing.injection.step_trace import block_stacks
+from reco_lightning.support.block_stacks import block_stacks
 
 __all__ = ["VideoModel", "adamw_with_warmup", "weight_decay_groups"]
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import lightning.pytorch as L
 import torch
 
+from reco_lightning._moved import current_path
 from reco_lightning.support.argument_checks import check_path
 
 __all__ = ["VIDEO_MODEL", "checkpoint_model", "load_module"]
@@ -47,7 +48,7 @@ def checkpoint_model(path: str | os.PathLike[str]) -> dict[str, Any] | None:
             return None
         return {"class_path": _TEXT_VIDEO_MODEL if "architecture" in network else VIDEO_MODEL, "init_args": stored}
     return {
-        "class_path": stored["_class_path"],
+        "class_path": current_path(stored["_class_path"]),
         "init_args": {key: value for key, value in stored.items() if key not in ("_class_path", "_instantiator")},
     }
 

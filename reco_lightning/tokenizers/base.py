@@ -7,16 +7,15 @@ uint8 clips.
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import is_dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from reco_lightning.support.argument_checks import check_tensor, check_whole
+from reco_lightning.support.fingerprint import fingerprint as fingerprint  # version 0.1 had it here
 
-__all__ = ["VideoTokenizer", "fingerprint", "latent_grid", "to_uint8", "to_unit_range"]
+__all__ = ["VideoTokenizer", "latent_grid", "to_uint8", "to_unit_range"]
 
 
 def to_unit_range(clips: Tensor) -> Tensor:
@@ -110,34 +109,6 @@ def latent_grid(
                 f"resize or crop the clips to {low} or {low + spatial_stride}"
             )
     return 1 + (frames - 1) // temporal_stride, height // spatial_stride, width // spatial_stride
-
-
-def fingerprint(tokenizer: object) -> str:
-    """SHA-256 of a tokenizer's weights and of its `config`, if that is a dataclass: the same one gives the same ids.
-
-    Args:
-        tokenizer: Any object; only a `torch.nn.Module` has weights to hash.
-
-    Returns:
-        64 hexadecimal digits, or "" for an object that is not a module.
-
-    Example:
-        >>> from torch import nn
-        >>> layer = nn.Linear(2, 2)
-        >>> fingerprint(layer) == fingerprint(layer), fingerprint(object())
-        (True, '')
-    """
-    if not isinstance(tokenizer, nn.Module):
-        return ""
-    config = getattr(tokenizer, "config", None)
-    digest = hashlib.sha256(repr(config).encode() if is_dataclass(config) else b"")
-    for name, value in sorted(tokenizer.state_dict().items()):
-        if not isinstance(value, Tensor):
-            continue
-        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
-        # bytes are read through uint8, as numpy has no bfloat16
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 @runtime_checkable

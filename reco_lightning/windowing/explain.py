@@ -6,19 +6,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 
-from reco_lightning.callbacks.reco import ReCoCallback
 from reco_lightning.windowing.cost import count_hidden_operations, count_operations, count_saved_bytes
 from reco_lightning.windowing.injection.dry_run import Sandbox, StepEndedError
 from reco_lightning.windowing.injection.engine_selection import Selection
 from reco_lightning.windowing.injection.windowed_step import Injection
 from reco_lightning.windowing.sampler import Window
 from reco_lightning.windowing.settings import ReCoSettings, StepKind, check_lightning_module
+
+if TYPE_CHECKING:
+    from reco_lightning.callbacks.reco import ReCoCallback
 
 __all__ = ["Explanation", "WindowCost", "explain"]
 
@@ -130,21 +132,21 @@ def explain(module: pl.LightningModule, batch: Any, callback: ReCoCallback, *, b
         MisconfigurationException: If the module cannot be windowed exactly, with the reason.
 
     Example:
-        >>> from reco_lightning import VideoModel, VideoTransformer, WindowSampler
+        >>> from reco_lightning import ReCoCallback, VideoModel, VideoTransformer, WindowSampler
         >>> model = VideoModel(VideoTransformer(vocab_size=32, grid=(5, 2, 2), dim=32, depth=2, heads=2))
         >>> batch = {"tokens": torch.randint(32, (2, 20)), "label": torch.zeros(2, dtype=torch.long)}
         >>> found = explain(model, batch, ReCoCallback(WindowSampler(5, 4)))
         >>> found.blocks, found.head, found.prefix_tokens, found.operations < found.plain_operations / 2
         ('network.blocks', 'network.head', 1, True)
     """
-    if not isinstance(callback, ReCoCallback):
+    settings = getattr(callback, "settings", None)
+    if not isinstance(settings, ReCoSettings):
         raise ValueError(f"callback must be a ReCoCallback, got {callback!r}")
 
     def step() -> Any:
         return module.training_step(copy.copy(batch), batch_idx)
 
     check_lightning_module(module)
-    settings = callback.settings
     selection = settings.select(module, step)
     sandbox = Sandbox(module, step, quiet=[])
     plain = _cost(module, sandbox, selection, None)

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reco_lightning.windowing.engines.base import Engine, WindowOutput
+from reco_lightning.windowing.engines.base import Engine
 from reco_lightning.windowing.injection.windowed_step import WindowLoss
+from reco_lightning.windowing.rows import WindowOutput
 from reco_lightning.windowing.sampler import Window, WindowSampler
 from reco_lightning.windowing.settings import ReCoSettings
 

@@ -14,10 +14,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from reco_lightning.support.argument_checks import check_finite, check_switch, check_whole
-from reco_lightning.windowing.engines.base import Context
 from reco_lightning.windowing.injection.engine_selection import Selection, select_engine
 from reco_lightning.windowing.injection.step_trace import Hints
 from reco_lightning.windowing.losses.continuity import Continuity, ContinuityNorm, ContinuitySchedule
+from reco_lightning.windowing.rows import Context
 from reco_lightning.windowing.sampler import Window, WindowSampler
 
 __all__ = ["EngineName", "ReCoSettings", "StepKind", "check_lightning_module"]

@@ -20,10 +20,10 @@ from reco_lightning.experiments.demo import run_demo
 from reco_lightning.experiments.demo.settings import Settings as DemoSettings
 from reco_lightning.experiments.plan.command import Setting, plan
 from reco_lightning.experiments.study.command import run_plan, study
+from reco_lightning.experiments.study.data_spec import DataSpec
 from reco_lightning.experiments.study.digits import MovingDigits
 from reco_lightning.experiments.study.plan import load_plan
 from reco_lightning.experiments.study.settings import Settings as StudySettings
-from reco_lightning.experiments.study.sources import DataSpec
 from reco_lightning.pipelines.generate import generate
 from reco_lightning.pipelines.tokenize.run import tokenize_folder
 from reco_lightning.recipes.files import load_recipe
@@ -138,7 +138,7 @@ COMMANDS: tuple[Entry, ...] = (
         },
     ),
     Entry(
-        "commands.generate",
+        "pipelines.generate.generate",
         generate,
         lambda: {"checkpoint": model_file(), "output": new_folder(), "n": 1, "device": "cpu"},
         {
@@ -173,7 +173,7 @@ COMMANDS: tuple[Entry, ...] = (
         },
     ),
     Entry(
-        "benchmark_report.benchmark",
+        "benchmark.command.benchmark",
         lambda **arguments: benchmark(**{"device": "meta"} | arguments),
         None,
         {
@@ -193,7 +193,7 @@ COMMANDS: tuple[Entry, ...] = (
         {"sizes": "size"},
     ),
     Entry(
-        "plan_report.plan",
+        "plan.command.plan",
         lambda **arguments: plan(**{"sizes": ["12x1x1"], "grid": (2, 1, 2), "vocab_size": 8} | arguments),
         nothing,
         {

@@ -6,6 +6,8 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
+from reco_lightning.data.clips.folder import VideoFolder
+from reco_lightning.data.clips.module import VideoDataModule
 from reco_lightning.data.index.captions import read_captions
 from reco_lightning.data.index.layouts import open_index
 from reco_lightning.data.loading.resumable_loader import ResumableDataLoader
@@ -16,10 +18,9 @@ from reco_lightning.data.tokens.module import TokenDataModule
 from reco_lightning.data.tokens.shards import TokenShards
 from reco_lightning.data.tokens.writer import TokenShardWriter
 from reco_lightning.data.video.clip import probe, read_clip
-from reco_lightning.data.video.folder import VideoFolder
-from reco_lightning.data.video.module import VideoDataModule
 from reco_lightning.pipelines.predict.caption_requests import CaptionRequests
-from reco_lightning.pipelines.predict.requests import GenerationRequests, VideoWriter
+from reco_lightning.pipelines.predict.requests import GenerationRequests
+from reco_lightning.pipelines.predict.video_writer import VideoWriter
 from reco_lightning.support.media import video_grid, video_strip, write_video
 from tests.bad_input.samples import (
     fixed,

@@ -166,7 +166,7 @@ MODELS: tuple[Entry, ...] = (
         },
     ),
     Entry(
-        "generation.generate",
+        "sampling.generate.generate",
         rl.generate,
         lambda: {"model": network(), "n": 1, "condition": 1},
         {

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from reco_lightning.data.clips.folder import Clip
+from reco_lightning.data.clips.module import split_clips
 from reco_lightning.data.tokens.module import TokenDataModule, split_by_source, split_by_time
 from reco_lightning.data.tokens.shards import ClipSource, TokenShardWriter
-from reco_lightning.data.video.folder import Clip
-from reco_lightning.data.video.module import split_clips
 
 GRID = (3, 2, 2)
 

@@ -6,11 +6,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from reco_lightning.data.clips.folder import Clip
+from reco_lightning.data.clips.module import split_clips
 from reco_lightning.data.index.ucf101 import group_of
 from reco_lightning.data.tokens.module import TokenDataModule, split_by_source, split_by_time, split_shards
 from reco_lightning.data.tokens.shards import ClipSource, TokenShards, TokenShardWriter
-from reco_lightning.data.video.folder import Clip
-from reco_lightning.data.video.module import split_clips
 
 NAMES = [
     f"{kind}/v_{kind}_g{group:02d}_c{part:02d}.avi"

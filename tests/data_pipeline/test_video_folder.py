@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from reco_lightning.data.clips.folder import Clip, VideoFolder
 from reco_lightning.data.video import scan as video_scan
 from reco_lightning.data.video.clip import VideoError
-from reco_lightning.data.video.folder import Clip, VideoFolder
 from reco_lightning.data.video.scan import cache_file, find_videos
 from tests.helpers.videos import damage, encode, encode_sound, grey_frames, numbers_of
 

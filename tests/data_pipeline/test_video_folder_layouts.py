@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from reco_lightning.data.clips.folder import Clip, VideoFolder
+from reco_lightning.data.clips.module import VideoDataModule, split_clips
 from reco_lightning.data.video import scan as video_scan
 from reco_lightning.data.video.clip import VideoError
-from reco_lightning.data.video.folder import Clip, VideoFolder
-from reco_lightning.data.video.module import VideoDataModule, split_clips
 from tests.data_pipeline.trees import pack, pixels, write_frames
 from tests.helpers.videos import encode, grey_frames, numbers_of
 

@@ -3,8 +3,8 @@ import lightning.pytorch as L
 import pytest
 import torch
 
-from reco_lightning.data.video.folder import Clip
-from reco_lightning.data.video.module import VideoDataModule, split_clips
+from reco_lightning.data.clips.folder import Clip
+from reco_lightning.data.clips.module import VideoDataModule, split_clips
 from tests.helpers.videos import encode, grey_frames
 
 

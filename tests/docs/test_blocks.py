@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 from reco_lightning.cli.entry_point import main
-from reco_lightning.data.video.folder import VideoFolder
+from reco_lightning.data.clips.folder import VideoFolder
 from reco_lightning.experiments.study.plan import load_plan
 from reco_lightning.metrics.protocols import PROTOCOLS
 from reco_lightning.recipes.files import load_recipe, options_for, recipe_names, tables

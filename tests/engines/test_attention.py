@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from reco_lightning.windowing.engines.attention import causal_mask, join_context
+from reco_lightning.support.causal_mask import causal_mask
+from reco_lightning.windowing.engines.attention import join_context
 
 CONTEXT, WINDOW, E = 5, 3, 4
 T = CONTEXT + WINDOW

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from reco_lightning.windowing.engines.base import Group, split_batch
+from reco_lightning.windowing.rows import Group, split_batch
 from reco_lightning.windowing.sampler import Window
 
 N = 20

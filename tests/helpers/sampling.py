@@ -14,7 +14,8 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from reco_lightning import SampleVideos, VideoModel
-from reco_lightning.pipelines.predict.requests import GenerationRequests, VideoWriter
+from reco_lightning.pipelines.predict.requests import GenerationRequests
+from reco_lightning.pipelines.predict.video_writer import VideoWriter
 from reco_lightning.support.checkpoints import load_module
 
 

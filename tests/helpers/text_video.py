@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Subset
 
 import reco_lightning
 from reco_lightning import ReCoCallback, WindowSampler
-from reco_lightning.models.sampling.text import generate_from_text
+from reco_lightning.models.text_video.generate import generate_from_text
 from reco_lightning.models.text_video.lightning_module import TextVideoModel
 from reco_lightning.models.text_video.network import TextVideoNetwork
 from tests.helpers.distributed import BATCH, RANKS, RATE, SEED, STEPS, Recorder

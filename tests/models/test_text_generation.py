@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from reco_lightning.data.tokens.caption_ids import load_text_tokenizer
-from reco_lightning.models.sampling.text import generate_from_text
 from reco_lightning.models.sampling.token_sampling import own_draws, sample_token
+from reco_lightning.models.text_video.generate import generate_from_text
 from tests.helpers.words import save_words
 from tests.models.test_text_video_network import TEXT, VIDEO, build
 

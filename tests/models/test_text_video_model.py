@@ -19,11 +19,11 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from reco_lightning import ReCoCallback, WindowSampler
 from reco_lightning.data.tokens.caption_module import CaptionDataModule
 from reco_lightning.data.tokens.shards import TokenShardWriter
-from reco_lightning.models.sampling.text import generate_from_text
+from reco_lightning.models.text_video.generate import generate_from_text
 from reco_lightning.models.text_video.lightning_module import TextVideoModel
 from reco_lightning.models.text_video.network import TextVideoNetwork
 from reco_lightning.pipelines.predict.caption_requests import CaptionRequests
-from reco_lightning.pipelines.predict.requests import VideoWriter
+from reco_lightning.pipelines.predict.video_writer import VideoWriter
 from tests.helpers.foreign import trainer
 from tests.helpers.words import save_words
 from tests.models.test_text_video_network import LLAMA, TEXT, VIDEO

@@ -13,8 +13,8 @@ from reco_lightning.data.video.clip import probe
 from reco_lightning.experiments.demo.clips import find_sample_videos
 from reco_lightning.experiments.study import clips
 from reco_lightning.experiments.study.clips import ClipSource, frames_of
+from reco_lightning.experiments.study.data_spec import LONGEST_REAL, DataSpec
 from reco_lightning.experiments.study.settings import Settings
-from reco_lightning.experiments.study.sources import LONGEST_REAL, DataSpec
 
 SETTINGS = Settings(tokenizer_steps=2)
 

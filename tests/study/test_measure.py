@@ -10,9 +10,10 @@ import pytest
 import scipy.linalg
 import torch
 
+from reco_lightning.experiments.study.data_spec import DataSpec
 from reco_lightning.experiments.study.measure import FrechetSpace, clip_features, position_losses
 from reco_lightning.experiments.study.settings import Settings
-from reco_lightning.experiments.study.sources import DataSpec, TokenSource, open_source
+from reco_lightning.experiments.study.sources import TokenSource, open_source
 from reco_lightning.models.transformer import VideoTransformer
 from reco_lightning.models.video_model import VideoModel
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from reco_lightning.experiments.study.data_spec import DataSpec
 from reco_lightning.experiments.study.plan import load_plan, plan_names
 from reco_lightning.experiments.study.settings import Settings
-from reco_lightning.experiments.study.sources import DataSpec
 
 SETTINGS = Settings()
 

@@ -12,7 +12,8 @@ from scipy import stats
 
 from reco_lightning.experiments.study.claims import write_json
 from reco_lightning.experiments.study.plan import Plan, load_plan
-from reco_lightning.experiments.study.report import Row, estimate, write_report
+from reco_lightning.experiments.study.report import write_report
+from reco_lightning.experiments.study.rows import Row, estimate
 from reco_lightning.experiments.study.settings import Settings
 
 SETTINGS = Settings()

@@ -17,9 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from reco_lightning.experiments.methods import Method, load_method
 from reco_lightning.experiments.study import training
+from reco_lightning.experiments.study.data_spec import DataSpec
 from reco_lightning.experiments.study.plan import RunSpec
 from reco_lightning.experiments.study.settings import Settings
-from reco_lightning.experiments.study.sources import DataSpec, TokenSource, open_source
+from reco_lightning.experiments.study.sources import TokenSource, open_source
 from reco_lightning.experiments.study.training import StepCosts, StudyModel, TokenBatches, Watch, run, share_of_rate
 from reco_lightning.models.transformer import VideoTransformer
 from reco_lightning.windowing.explain import explain

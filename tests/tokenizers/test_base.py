@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from reco_lightning.tokenizers.base import VideoTokenizer, fingerprint, latent_grid, to_uint8, to_unit_range
+from reco_lightning.support.fingerprint import fingerprint
+from reco_lightning.tokenizers.base import VideoTokenizer, latent_grid, to_uint8, to_unit_range
 
 
 def test_every_pixel_value_comes_back():

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from reco_lightning import VideoModel, VideoTransformer, tokenizers
+from reco_lightning import VideoModel, VideoTransformer
 from reco_lightning.tokenizers import Emu3Tokenizer, VidTokTokenizer, load_tokenizer
 from reco_lightning.tokenizers.loading import tokenizer_kind
 from reco_lightning.tokenizers.vqvae import VQVAE
@@ -29,15 +29,6 @@ def frozen(tokenizer):
     parameters = list(tokenizer.parameters())
     on_cpu = all(parameter.device.type == "cpu" for parameter in parameters)
     return on_cpu and not tokenizer.training and not any(parameter.requires_grad for parameter in parameters)
-
-
-def test_public_names_are_imported_on_use():
-    assert list(tokenizers._HOMES) == tokenizers.__all__
-    for name in tokenizers.__all__:
-        assert name in dir(tokenizers)
-        assert getattr(tokenizers, name).__name__ == name
-    with pytest.raises(AttributeError, match=r"module 'reco_lightning\.tokenizers' has no attribute 'nothing'"):
-        _ = tokenizers.nothing
 
 
 @pytest.mark.parametrize("class_path", [None, "reco_lightning.tokenizers.vqvae.VQVAE"])

@@ -76,7 +76,7 @@ class Manifest:
         dtype: Of the stored ids: uint16, or uint32 where V is above 65536.
         clips: How many, in all shards.
         tokenizer: Name of what made the ids.
-        tokenizer_sha256: `reco_lightning.tokenizers.base.fingerprint` of it, or "".
+        tokenizer_sha256: `reco_lightning.support.fingerprint.fingerprint` of it, or "".
         classes: Names of the classes; labels are places in this list.
         sources: Video files of the clips, relative to the folder of videos.
         video: How the clips were read: frames, stride, size and the like; plain values.

@@ -134,7 +134,7 @@ class TokenShardWriter:
         vocab_size: V; ids are 0 to V - 1.
         grid: (t, h, w) of every clip, or (N,) where the ids lie on no grid.
         tokenizer: Name of what made the ids.
-        tokenizer_sha256: `reco_lightning.tokenizers.base.fingerprint` of it.
+        tokenizer_sha256: `reco_lightning.support.fingerprint.fingerprint` of it.
         classes: Names of the classes. Where given, labels must be places in it.
         video: How the clips were read, for the record; plain values.
         shard_size: Clips per shard.

@@ -1,2 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Video files and folders of frames: decoders, clips, and the data module over them."""
+"""Reading video: decoders, folders of frames, the search for files, and a clip of one file."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from reco_lightning.data.clips.folder import VideoFolder
 from reco_lightning.data.tokens.module import split_by_time
 from reco_lightning.data.video.clip import VideoError, fit_size, probe, read_clip
-from reco_lightning.data.video.folder import VideoFolder
 from reco_lightning.data.video.scan import VIDEO_EXTENSIONS, find_videos
 from reco_lightning.experiments.demo.settings import Settings
 from reco_lightning.support.media import write_video

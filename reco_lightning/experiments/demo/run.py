@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from reco_lightning.data.video.folder import VideoFolder
+from reco_lightning.data.clips.folder import VideoFolder
 from reco_lightning.experiments.demo.clips import Source, find_sample_videos, find_user_videos, split_clips, write_views
 from reco_lightning.experiments.demo.evaluation import (
     Row,

@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, Subset, default_collate
 from typing_extensions import override
 
 from reco_lightning.callbacks.reco import ReCoCallback
+from reco_lightning.data.clips.folder import VideoFolder
 from reco_lightning.data.loading.resumable_loader import ResumableDataLoader
 from reco_lightning.data.tokens.module import TokenDataModule
-from reco_lightning.data.video.folder import VideoFolder
 from reco_lightning.experiments.demo.clips import evenly
 from reco_lightning.experiments.demo.progress import Recorder, quiet, stage_bar
 from reco_lightning.experiments.demo.settings import Settings

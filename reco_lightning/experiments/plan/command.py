@@ -29,8 +29,9 @@ from reco_lightning.support.argument_checks import (
     check_whole,
     check_whole_sequence,
 )
+from reco_lightning.support.block_stacks import block_stacks
 from reco_lightning.windowing.injection.engine_selection import build_engine
-from reco_lightning.windowing.injection.step_trace import Trace, block_stacks
+from reco_lightning.windowing.injection.step_trace import Trace
 from reco_lightning.windowing.injection.windowed_step import Injection
 from reco_lightning.windowing.sampler import Window, WindowSampler
 

@@ -18,9 +18,9 @@ from reco_lightning.data.video.clip import fit_size, probe, read_clip
 from reco_lightning.experiments.demo.clips import evenly, find_sample_videos, square_views
 from reco_lightning.experiments.demo.progress import quiet
 from reco_lightning.experiments.study.claims import claim
+from reco_lightning.experiments.study.data_spec import DataSpec
 from reco_lightning.experiments.study.digits import shuffled
 from reco_lightning.experiments.study.settings import Settings
-from reco_lightning.experiments.study.sources import DataSpec
 from reco_lightning.tokenizers.base import to_uint8, to_unit_range
 from reco_lightning.tokenizers.vqvae import VQVAE
 

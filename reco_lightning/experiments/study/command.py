@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from reco_lightning.experiments.study.claims import claim, write_json
+from reco_lightning.experiments.study.data_spec import DataName
 from reco_lightning.experiments.study.plan import Plan, RunSpec, load_plan
 from reco_lightning.experiments.study.report import write_report
 from reco_lightning.experiments.study.settings import Settings
-from reco_lightning.experiments.study.sources import DataName
 from reco_lightning.experiments.study.training import run
 from reco_lightning.support.argument_checks import check_path, check_switch, check_whole
 

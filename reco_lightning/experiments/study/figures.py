@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from reco_lightning.experiments.study.plan import Line
-    from reco_lightning.experiments.study.report import Row
+    from reco_lightning.experiments.study.rows import Row
 
 __all__ = ["cost_curves", "weight_curve", "write_figures"]
 

@@ -16,8 +16,8 @@ import yaml
 
 from reco_lightning.callbacks.reco import ReCoCallback
 from reco_lightning.experiments.methods import Method, load_method
+from reco_lightning.experiments.study.data_spec import DataName, DataSpec
 from reco_lightning.experiments.study.settings import BATCH_SIZE, Settings
-from reco_lightning.experiments.study.sources import DataName, DataSpec
 from reco_lightning.windowing.sampler import WindowSampler
 
 __all__ = ["Line", "Plan", "RunSpec", "load_plan", "plan_names"]

@@ -4,87 +4,17 @@
 from __future__ import annotations
 
 import json
-import math
-import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from reco_lightning.experiments.study.claims import write_json
 from reco_lightning.experiments.study.figures import write_figures
 from reco_lightning.experiments.study.plan import Line, Plan
+from reco_lightning.experiments.study.rows import Estimate, Row
 from reco_lightning.experiments.study.settings import Settings
 
-__all__ = ["Estimate", "Row", "estimate", "write_report"]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds.
-
-    Args:
-        mean: The mean.
-        half_width: Half of its 95 % confidence interval; None for a single seed, which has none.
-        n: Seeds.
-    """
-
-    mean: float
-    half_width: float | None
-    n: int
-
-    def text(self, digits: int, *, sign: bool = False) -> str:
-        """As tables show it."""
-        mean = f"{self.mean:+.{digits}f}" if sign else f"{self.mean:.{digits}f}"
-        return mean if self.half_width is None else f"{mean} ± {self.half_width:.{digits}f}"
-
-
-def estimate(values: Sequence[float]) -> Estimate | None:
-    """Mean and 95 % confidence interval by Student's t.
-
-    Args:
-        values: One number a seed.
-
-    Returns:
-        The estimate; None for no values.
-
-    Example:
-        >>> estimate([1.0, 2.0, 3.0]).text(2)
-        '2.00 ± 2.48'
-    """
-    if not values:
-        return None
-    mean = statistics.fmean(values)
-    if len(values) == 1:
-        return Estimate(mean, None, 1)
-    from scipy.stats import t
-
-    quantile = float(t.ppf(0.975, len(values) - 1))
-    return Estimate(mean, quantile * statistics.stdev(values) / math.sqrt(len(values)), len(values))
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the plan with its finished runs.
-
-    Args:
-        line: The line.
-        records: By seed.
-    """
-
-    line: Line
-    records: dict[int, dict[str, Any]]
-
-    def of(self, *names: str) -> Estimate | None:
-        """A measured number over the seeds; names lead into the record."""
-        return estimate([value for value in (_dig(one, names) for one in self.records.values()) if value is not None])
-
-    def against(self, other: Row, *names: str) -> Estimate | None:
-        """The difference to another row, seed by seed."""
-        pairs = [
-            (_dig(self.records[s], names), _dig(other.records[s], names)) for s in self.records if s in other.records
-        ]
-        return estimate([mine - theirs for mine, theirs in pairs if mine is not None and theirs is not None])
+__all__ = ["write_report"]
 
 
 def write_report(plan: Plan, folder: Path, *, seeds: int, steps: int, settings: Settings) -> Path:
@@ -224,14 +154,3 @@ def _title(line: Line, plan: Plan) -> str:
     if len({one.data for one in plan.lines}) == 1:
         return line.name
     return f"{line.name} ({line.data.label})"
-
-
-def _dig(record: Any, names: Sequence[str]) -> float | None:
-    for name in names:
-        if isinstance(record, list):
-            record = record[int(name)] if int(name) < len(record) else None
-        else:
-            record = record.get(name)
-        if record is None:
-            return None
-    return float(record)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from reco_lightning.metrics.features import KNOWN_FILES, git_blob_id
 from reco_lightning.metrics.protocols import FVDProtocol, fvd_protocol, resize_frames
 from reco_lightning.support.argument_checks import check_finite, check_path, check_whole
-from reco_lightning.tokenizers.base import fingerprint
+from reco_lightning.support.fingerprint import fingerprint
 
 __all__ = ["I3DFeatures", "InceptionI3D", "load_i3d", "same_padding"]
 

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerConfig, OptimizerLRSchedu
 from torch.distributed.fsdp import FSDPModule
 from typing_extensions import override
 
-from reco_lightning.models.sampling.text import generate_from_text
+from reco_lightning.models.text_video.generate import generate_from_text
 from reco_lightning.models.text_video.network import TextVideoNetwork
 from reco_lightning.models.text_video.sharded_build import build_sharded, shard
 from reco_lightning.models.video_model import adamw_with_warmup

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
 from reco_lightning.models.text_video.network import TextVideoNetwork
-from reco_lightning.windowing.injection.step_trace import block_stacks
+from reco_lightning.support.block_stacks import block_stacks
 
 __all__ = ["build_sharded", "shard"]
 

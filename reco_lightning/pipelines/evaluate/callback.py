@@ -32,8 +32,8 @@ from reco_lightning.metrics.position_loss import PositionLoss
 from reco_lightning.metrics.protocols import fvd_protocol
 from reco_lightning.models.sampling.decoding import decode_videos
 from reco_lightning.models.sampling.generate import generate
-from reco_lightning.models.sampling.text import generate_from_text
 from reco_lightning.models.sampling.token_sampling import check_sampling
+from reco_lightning.models.text_video.generate import generate_from_text
 from reco_lightning.models.text_video.lightning_module import TextVideoModel
 from reco_lightning.models.video_model import VideoModel
 from reco_lightning.pipelines.evaluate.real_clips import RealClips, clips_of_test
@@ -41,7 +41,8 @@ from reco_lightning.pipelines.evaluate.report import write_report
 from reco_lightning.support.argument_checks import check_path, check_switch, check_whole
 from reco_lightning.support.atomic_write import whole_file
 from reco_lightning.support.disk_errors import named_disk_errors
-from reco_lightning.tokenizers.base import VideoTokenizer, fingerprint
+from reco_lightning.support.fingerprint import fingerprint
+from reco_lightning.tokenizers.base import VideoTokenizer
 from reco_lightning.tokenizers.loading import load_tokenizer
 
 __all__ = ["EvaluateVideos"]

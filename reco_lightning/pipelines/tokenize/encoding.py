@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from typing_extensions import override
 
+from reco_lightning.data.clips.folder import VideoFolder
 from reco_lightning.data.video.clip import VideoError
-from reco_lightning.data.video.folder import VideoFolder
 from reco_lightning.pipelines.tokenize.partial_output import PartWriter, UnfinishedTokens, difference
 from reco_lightning.tokenizers.base import VideoTokenizer, to_unit_range
 

@@ -18,18 +18,19 @@ from lightning.pytorch.strategies import Strategy, StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 
 from reco_lightning.callbacks.stop_on_signal import StopOnSignal
+from reco_lightning.data.clips.folder import Clip, VideoFolder
 from reco_lightning.data.index.captions import read_captions
 from reco_lightning.data.index.layouts import Layout
 from reco_lightning.data.tokens.manifest import MANIFEST, Manifest, check_grid, file_sha256
 from reco_lightning.data.tokens.writer import ClipSource, TokenShardWriter, refuse_shards
 from reco_lightning.data.video.clip import Resize, VideoError, fit_size
-from reco_lightning.data.video.folder import Clip, VideoFolder
 from reco_lightning.data.video.frames import FrameFolder, is_frame_folder
 from reco_lightning.pipelines.tokenize.encoding import ClipsToEncode, EncodeModule, PartsCallback, as_it_was
 from reco_lightning.pipelines.tokenize.partial_output import UnfinishedTokens
 from reco_lightning.support.argument_checks import check_path, check_switch, check_whole
 from reco_lightning.support.devices import pick_device
-from reco_lightning.tokenizers.base import VideoTokenizer, fingerprint
+from reco_lightning.support.fingerprint import fingerprint
+from reco_lightning.tokenizers.base import VideoTokenizer
 from reco_lightning.tokenizers.loading import load_tokenizer
 
 __all__ = ["tokenize_folder"]

@@ -1,2 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """OmniTokenizer."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -11,22 +11,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch.nn.functional import scaled_dot_product_attention
 
-__all__ = ["FLASH_ATTENTION", "causal_mask", "join_context", "multi_head_attention"]
+from reco_lightning.support.causal_mask import causal_mask
+
+__all__ = ["FLASH_ATTENTION", "join_context", "multi_head_attention"]
 
 FLASH_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention
 """The kernel itself: its ``is_causal`` is aligned with the last key where there are more keys than queries."""
-
-
-def causal_mask(rows: int, keys: int, device: torch.device) -> torch.Tensor:
-    """Mask (rows, keys) with which the last ``rows`` of ``keys`` positions attend causally.
-
-    The ``is_causal=True`` of ``scaled_dot_product_attention`` is aligned with the first key and is wrong here.
-
-    Example:
-        >>> causal_mask(2, 3, torch.device("cpu")).int().tolist()
-        [[1, 1, 0], [1, 1, 1]]
-    """
-    return torch.ones(rows, keys, dtype=torch.bool, device=device).tril(keys - rows)
 
 
 @torch.compiler.assume_constant_result

@@ -8,78 +8,14 @@ Row r predicts the token that stands at row r + 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 
+from reco_lightning.windowing.rows import WindowOutput
 from reco_lightning.windowing.sampler import Window
 
-__all__ = ["Context", "Engine", "Group", "Unread", "WindowOutput", "split_batch"]
-
-Context = Literal["frozen", "keys", "attached", "dropped"]
-
-
-@dataclass(frozen=True)
-class Group:
-    """A part of the batch and the rows of the network that its window occupies.
-
-    Args:
-        window: The tokens that the group optimises.
-        samples: The group's slice of the batch.
-        first: First row that is run with gradient; 0 where that is the first token's, to which the prefix belongs.
-        loss_start: First row whose logits enter the loss.
-        stop: One past the window's last row.
-    """
-
-    window: Window
-    samples: slice
-    first: int
-    loss_start: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class Unread:
-    """What logits are to be made of: a linear head as it was called, all in the type in which it multiplies.
-
-    Args:
-        states: For each group the states (B_g, rows, D); all T rows where the one window is the whole sequence.
-        weight: The head's weight, (V, D).
-        bias: The head's bias, (V,).
-    """
-
-    states: tuple[torch.Tensor, ...]
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-
-
-@dataclass(frozen=True)
-class WindowOutput:
-    """What a windowed run of the network leaves behind.
-
-    Args:
-        groups: The groups of the batch, in its order.
-        hidden: For each group the states that the head read, (B_g, rows, D), rows being ``loss_start ... stop``.
-        rows: T, the length of the network's sequence.
-        batch: B, the size of the batch.
-        states: What the head was called with, all groups' in one.
-        logits: For each group its logits (B_g, rows, V), where the network's output is a placeholder.
-        unread: What the loss makes the logits of, where it does and the network's output is a placeholder.
-    """
-
-    groups: tuple[Group, ...]
-    hidden: tuple[torch.Tensor, ...]
-    rows: int
-    batch: int
-    states: torch.Tensor
-    logits: tuple[torch.Tensor, ...] | None = None
-    unread: Unread | None = None
-
-    @property
-    def is_placeholder(self) -> bool:
-        """Whether the network's output is a placeholder."""
-        return self.logits is not None or self.unread is not None
+__all__ = ["Engine"]
 
 
 class Engine(Protocol):
@@ -123,52 +59,3 @@ class Engine(Protocol):
     @property
     def output(self) -> WindowOutput | None:
         """What the last armed forward left behind, ``None`` before it."""
-
-
-def split_batch(
-    windows: Sequence[Window], *, batch: int, rows: int, tokens: int, tail: int, attached: int = 0
-) -> tuple[Group, ...]:
-    """Places windows of tokens on rows of the network and shares the batch out among them.
-
-    Args:
-        windows: One window per group; a batch smaller than their number uses as many of them as it has samples, evenly
-            spread.
-        batch: B, the size of the batch.
-        rows: T, the length of the network's sequence.
-        tokens: N, video tokens of a sample.
-        tail: Rows after the one that predicts the last video token: 0 where the last token is not fed, 1 where it is.
-        attached: Tokens in front of each window that are run with gradient too.
-
-    Returns:
-        The groups, in the order of the batch.
-
-    Raises:
-        ValueError: If the sequence is too short to hold the video's tokens.
-
-    Example:
-        >>> group, = split_batch([Window(4, 8)], batch=2, rows=8, tokens=8, tail=0)
-        >>> (group.first, group.loss_start, group.stop)
-        (4, 4, 8)
-    """
-    shift = rows - tail - tokens  # row of the state that predicts video token 0; -1 without a prefix
-    if shift < -1:
-        raise ValueError(
-            f"the network's sequence has {rows} rows, too few for frame_blocks x tokens_per_block = {tokens} video "
-            "tokens; make the sampler's frame_blocks and tokens_per_block those of your token grid"
-        )
-    count = min(len(windows), batch)
-    chosen = [windows[(2 * index + 1) * len(windows) // (2 * count)] for index in range(count)]
-    groups, start = [], 0
-    for index, window in enumerate(chosen):
-        size = batch // count + (index < batch % count)
-        groups.append(
-            Group(
-                window=window,
-                samples=slice(start, start + size),
-                first=0 if window.start <= attached else window.start - attached + shift,
-                loss_start=max(window.start + shift, 0),
-                stop=window.stop + shift,
-            )
-        )
-        start += size
-    return tuple(groups)

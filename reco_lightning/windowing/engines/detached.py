@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reco_lightning.windowing.engines.base import Context
 from reco_lightning.windowing.engines.call_slicing import cut_call, map_hidden, take_hidden
 from reco_lightning.windowing.engines.interception import PatchedMethod
 from reco_lightning.windowing.engines.patched import PatchedEngine, Run
+from reco_lightning.windowing.rows import Context
 
 __all__ = ["DetachedEngine"]
 

@@ -22,7 +22,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
-from reco_lightning.windowing.engines.base import Context
 from reco_lightning.windowing.engines.call_slicing import (
     checkpoints_itself,
     cut_call,
@@ -35,6 +34,7 @@ from reco_lightning.windowing.engines.context_kv import AttentionJoint, Attentio
 from reco_lightning.windowing.engines.interception import PatchedMethod
 from reco_lightning.windowing.engines.mingpt import MinGPTAttention, is_mingpt_attention
 from reco_lightning.windowing.engines.patched import PatchedEngine, Run
+from reco_lightning.windowing.rows import Context
 
 __all__ = ["FrozenEngine"]
 

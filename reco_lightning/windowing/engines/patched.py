@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reco_lightning.windowing.engines.base import Group, Unread, WindowOutput, split_batch
 from reco_lightning.windowing.engines.call_slicing import pack, take_hidden
 from reco_lightning.windowing.engines.interception import PatchedMethod
+from reco_lightning.windowing.rows import Group, Unread, WindowOutput, split_batch
 from reco_lightning.windowing.sampler import Window
 
 __all__ = ["PatchedEngine", "Run", "place_rows"]

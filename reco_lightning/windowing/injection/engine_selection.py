@@ -14,8 +14,9 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from reco_lightning.support.block_stacks import block_stacks
 from reco_lightning.support.transformers_cache import CACHE_ARGUMENTS, describe_module, find_cache_argument
-from reco_lightning.windowing.engines.base import Context, Engine
+from reco_lightning.windowing.engines.base import Engine
 from reco_lightning.windowing.engines.context_kv import AttentionJoint, CacheJoint, Joint
 from reco_lightning.windowing.engines.cropped import DroppedEngine
 from reco_lightning.windowing.engines.detached import DetachedEngine
@@ -23,8 +24,9 @@ from reco_lightning.windowing.engines.frozen import FrozenEngine
 from reco_lightning.windowing.engines.mingpt import is_mingpt_attention
 from reco_lightning.windowing.injection.dry_run import Sandbox, StepEndedError
 from reco_lightning.windowing.injection.recompile_limit import is_compiled
-from reco_lightning.windowing.injection.step_trace import Hints, Trace, block_stacks, rehearse
+from reco_lightning.windowing.injection.step_trace import Hints, Trace, rehearse
 from reco_lightning.windowing.losses.cross_entropy import select_rows
+from reco_lightning.windowing.rows import Context
 from reco_lightning.windowing.sampler import Window, WindowSampler
 
 __all__ = ["ENGINES", "Selection", "build_engine", "prove", "select_engine"]

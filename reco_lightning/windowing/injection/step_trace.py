@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
+from reco_lightning.support.block_stacks import block_stacks
 from reco_lightning.windowing.engines.call_slicing import checkpoints_itself, map_hidden, take_hidden
 from reco_lightning.windowing.engines.interception import PatchedMethod
 from reco_lightning.windowing.injection.attention_watch import AttentionWatch, under_checkpoint
@@ -20,7 +21,7 @@ from reco_lightning.windowing.injection.autograd_graph import depends, is_copied
 from reco_lightning.windowing.injection.dry_run import Sandbox, StepEndedError
 from reco_lightning.windowing.losses.cross_entropy import loss_rows
 
-__all__ = ["Hints", "Trace", "block_stacks", "rehearse"]
+__all__ = ["Hints", "Trace", "rehearse"]
 
 
 @dataclass(frozen=True)
@@ -87,27 +88,6 @@ class Trace:
     def prefix(self, tokens: int) -> int:
         """P, the rows in front of ``tokens`` video tokens."""
         return self.rows - self.tail - tokens + 1
-
-
-def block_stacks(module: nn.Module) -> dict[str, list[nn.Module]]:
-    """Lists the stacks of like blocks in a module: outermost ``ModuleList`` or ``Sequential`` of one class.
-
-    Example:
-        >>> list(block_stacks(nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])})))
-        ['layers']
-    """
-    stacks: dict[str, list[nn.Module]] = {}
-    for name, part in module.named_modules():
-        if not isinstance(part, (nn.ModuleList, nn.Sequential)) or not len(part):
-            continue
-        # torch's checkpoint_wrapper stands around the block; what it recomputes has to be the windowed forward
-        blocks = [getattr(block, "_checkpoint_wrapped_module", block) for block in part]
-        alike = len({type(block) for block in blocks}) == 1 and isinstance(blocks[0], nn.Module)
-        alike = alike and any(True for _ in blocks[0].parameters())
-        nested = any(name.startswith(f"{outer}.") for outer in stacks)
-        if alike and not nested:
-            stacks[name] = blocks
-    return stacks
 
 
 @dataclass

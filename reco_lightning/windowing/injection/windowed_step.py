@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from reco_lightning.windowing.engines.base import Engine, WindowOutput
+from reco_lightning.windowing.engines.base import Engine
 from reco_lightning.windowing.engines.interception import FunctionTap
 from reco_lightning.windowing.injection.autograd_graph import depends
 from reco_lightning.windowing.injection.step_trace import Trace
@@ -22,6 +22,7 @@ from reco_lightning.windowing.losses.cross_entropy import (
     select_rows,
     window_cross_entropy,
 )
+from reco_lightning.windowing.rows import WindowOutput
 from reco_lightning.windowing.sampler import Window
 
 __all__ = ["Injection", "StepReport", "WindowLoss", "mean_continuity"]

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from reco_lightning.windowing.engines.base import Group, Unread
 from reco_lightning.windowing.losses.chunked_cross_entropy import linear_cross_entropy
+from reco_lightning.windowing.rows import Group, Unread
 
 __all__ = ["group_losses", "head_cross_entropy", "loss_rows", "select_rows", "window_cross_entropy"]
 

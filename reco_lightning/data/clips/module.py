@@ -12,10 +12,10 @@ import torch
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
+from reco_lightning.data.clips.folder import Clip, OnError, VideoFolder, VideoItem
 from reco_lightning.data.index.layouts import Layout, check_names
 from reco_lightning.data.loading.resumable_loader import ResumableDataLoader
 from reco_lightning.data.video.clip import Resize, fit_size
-from reco_lightning.data.video.folder import Clip, OnError, VideoFolder, VideoItem
 from reco_lightning.data.video.scan import VIDEO_EXTENSIONS
 from reco_lightning.support.argument_checks import check_finite, check_path, check_switch, check_whole
 
