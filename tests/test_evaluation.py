@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +41,7 @@ from reco_lightning.support.media import write_video
 from reco_lightning.tokenizers.base import to_uint8
 from reco_lightning.tokenizers.vqvae import VQVAE
 from tests.helpers.checkpoints import save
+from tests.helpers.processes import finish, launched
 from tests.helpers.words import save_words
 from tests.metrics.test_clip_score import folder as clip_folder  # noqa: F401  (a fixture)
 
@@ -132,21 +131,9 @@ def test_scores_are_those_of_the_same_videos_scored_by_hand(files, alone):
 
 
 def test_two_processes_give_the_figures_of_one(files, alone, tmp_path):
-    script = (
-        "from tests.test_evaluation import evaluate\nimport sys, pathlib\nfolder = pathlib.Path(sys.argv[1])\n"
-        "evaluate((folder, str(folder / 'vq.ckpt'), str(folder / 'model.ckpt')), sys.argv[2], '--trainer.strategy=ddp',"
-        " processes=2)"
-    )
-    (tmp_path / "two.py").write_text(script)
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "two.py"), str(files[0]), str(tmp_path / "out")],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
-    assert (tmp_path / "out" / "evaluation.json").is_file(), done.stderr[-3000:]
+    with launched("tests.test_evaluation", files[0], tmp_path / "out") as processes:
+        text = finish(processes, 300)
+    assert (tmp_path / "out" / "evaluation.json").is_file(), text[-3000:]
     own, other = alone[1]["scores"], json.loads((tmp_path / "out" / "evaluation.json").read_text())["scores"]
     assert own.keys() == other.keys()
     for name in own:
@@ -427,3 +414,10 @@ def test_refuses_more_first_blocks_than_there_are(files, options, most):
     callback = EvaluateVideos(files[1], first_blocks=4, **options)
     with pytest.raises(ValueError, match=f"first_blocks must be 0 to {most}, .* got 4"):
         callback.on_test_start(SimpleNamespace(world_size=1), load_module(files[2], VideoModel))
+
+
+if __name__ == "__main__":  # one of two processes
+    folder, output = map(Path, sys.argv[1:])
+    evaluate(
+        (folder, str(folder / "vq.ckpt"), str(folder / "model.ckpt")), output, "--trainer.strategy=ddp", processes=2
+    )

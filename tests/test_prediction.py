@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +21,7 @@ from reco_lightning.support.media import write_video
 from reco_lightning.tokenizers.base import to_uint8
 from reco_lightning.tokenizers.vqvae import VQVAE
 from tests.helpers.checkpoints import save
-from tests.helpers.processes import started
+from tests.helpers.processes import finish, launched
 from tests.helpers.sampling import predict
 
 GRID = (3, 2, 2)
@@ -54,24 +52,18 @@ def contents(folder):
 
 
 @pytest.fixture(scope="module")
-def launched(saved, tmp_path_factory):
-    """Folders of what two processes write; both launches run at once, as they mostly import."""
-    ours = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    environment = {k: v for k, v in os.environ.items() if k not in ours and not k.startswith(("SLURM_", "PYTEST_"))}
+def written(saved, tmp_path_factory):
+    """Folders of what two processes write."""
     folder = tmp_path_factory.mktemp("launched")
-    cases = "predict", "fit"
-    commands = [
-        [sys.executable, "-m", "tests.helpers.sampling", case, *saved, str(folder / case), "2"] for case in cases
-    ]
-    with started(*commands, environment=environment | {"OMP_NUM_THREADS": "1"}) as processes:
-        for case, process in zip(cases, processes, strict=True):
-            text, _ = process.communicate(timeout=400)
-            assert process.returncode == 0, f"{case}: {text[-3000:]}"
-        return folder
+    for case in ("predict", "fit"):
+        with launched("tests.helpers.sampling", case, *saved, folder / case, "2") as processes:
+            text = finish(processes, 300)
+        assert [process.returncode for process in processes] == [0, 0], f"{case}: {text[-3000:]}"
+    return folder
 
 
-def test_two_processes_write_the_set_of_one(launched, alone):
-    assert contents(launched / "predict") == contents(alone)
+def test_two_processes_write_the_set_of_one(written, alone):
+    assert contents(written / "predict") == contents(alone)
 
 
 def test_files_are_those_of_generate(saved, alone):
@@ -138,8 +130,8 @@ def test_the_command_line(saved, tmp_path):
     assert (np.load(tmp_path / "out" / "0001.npy") == ids[1].view(GRID).numpy()).all()
 
 
-def test_a_sharded_network_is_sampled_by_all_processes(launched):
-    files = sorted((launched / "fit").rglob("*.mp4"))
+def test_a_sharded_network_is_sampled_by_all_processes(written):
+    files = sorted((written / "fit").rglob("*.mp4"))
     assert [file.name for file in files] == ["step-00000001.mp4", "step-00000002.mp4"]
 
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from reco_lightning.data.tokens.shards import ClipSource, TokenShardWriter
 from reco_lightning.models.transformer import SIZES
 from reco_lightning.recipes.files import Recipe, load_recipe, options_for, recipe_names, tables
 from reco_lightning.support.media import write_video
+from tests.helpers.processes import run_module
 from tests.helpers.words import save_words
 
 FOLDER = Path(__file__).parents[1] / "reco_lightning" / "recipes"
@@ -326,17 +324,9 @@ def parsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]
         "copy, evaluate": ["evaluate", "--config", "copy.yaml"],
         "flags": ["fit", "--config", "recipe:reco", "--data.folder=elsewhere", "--trainer.max_epochs=3"],
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.helpers.parse_commands"],
-        input=json.dumps(list(lines.values())),
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(FOLDER.parents[1])},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return dict(zip(lines, json.loads(done.stdout), strict=True))
+    (folder / "lines.json").write_text(json.dumps(list(lines.values())))
+    run_module("tests.helpers.parse_commands", "lines.json", "configs.json", folder=folder)
+    return dict(zip(lines, json.loads((folder / "configs.json").read_text()), strict=True))
 
 
 def test_every_launch_command_parses(parsed: dict[str, dict[str, Any]]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parses command lines of `reco` in a process of its own; run as a module with one JSON list of them on stdin."""
+"""Parses command lines of `reco` in a process of its own; run with a JSON file of them and the file to write."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import sys
+from pathlib import Path
 
 import yaml
 
@@ -23,4 +24,5 @@ def parsed(args: list[str]) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    json.dump([parsed(args) for args in json.load(sys.stdin)], sys.stdout)
+    lines, configs = map(Path, sys.argv[1:])
+    configs.write_text(json.dumps([parsed(args) for args in json.loads(lines.read_text())]))

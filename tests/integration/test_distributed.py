@@ -3,65 +3,35 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 import torch
 
 from tests.helpers.distributed import CASES, RANKS, STEPS, fit
-from tests.helpers.processes import started
+from tests.helpers.processes import finish, launched
 
-ROOT = Path(__file__).parents[2]
-LIMIT = 100  # seconds after which a launch counts as hanging
+LIMIT = 300  # seconds after which a launch counts as hanging
 STRATEGIES = ("ddp", "fsdp2")
 REFUSED = {"ddp": "refused-by-0", "fsdp2": "refused-by-1"}
 FINISHED = [name for name in CASES if not name.startswith("refused")]
 RUNS = {"ddp": FINISHED, "fsdp2": [name for name in FINISHED if not name.startswith("prefix-")]}
 EQUAL = [(s, name) for s, names in RUNS.items() for name in names if name not in ("apart", "bfloat16")]
-OURS = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED")
-
-
-class Launch:
-    """Two processes that Lightning starts; ends them after ``LIMIT`` seconds."""
-
-    def __init__(self, strategy, folder, names):
-        folder.mkdir()
-        self.folder = folder
-        environment = {k: v for k, v in os.environ.items() if k not in OURS and not k.startswith(("SLURM_", "PYTEST_"))}
-        command = [sys.executable, "-m", "tests.helpers.distributed", strategy, str(folder), *names]
-        self.stack = ExitStack()
-        (self.process,) = self.stack.enter_context(started(command, environment=environment | {"OMP_NUM_THREADS": "1"}))
-        self.text = None
-
-    def wait(self):
-        """What both processes wrote; returns when both have ended, since the second one inherits the pipe."""
-        if self.text is None:
-            try:
-                self.text, _ = self.process.communicate(timeout=LIMIT)
-            except subprocess.TimeoutExpired:
-                os.killpg(self.process.pid, signal.SIGKILL)
-                self.text, _ = self.process.communicate()
-                pytest.fail(f"still running after {LIMIT} s:\n{self.text[-3000:]}")
-        return self.text
 
 
 @pytest.fixture(scope="module")
 def launches(tmp_path_factory):
+    """Running processes and their folder, by strategy and whether the run is refused."""
     folder = tmp_path_factory.mktemp("distributed")
-    running = {}
-    try:
-        for strategy in STRATEGIES:  # all at once: a process spends most of its time on imports
-            running[strategy, "fits"] = Launch(strategy, folder / strategy, RUNS[strategy])
-            running[strategy, "refusal"] = Launch(strategy, folder / f"{strategy}-refused", [REFUSED[strategy]])
+    cases = {(s, kind): RUNS[s] if kind == "fits" else [REFUSED[s]] for s in STRATEGIES for kind in ("fits", "refusal")}
+    with ExitStack() as stack:
+        running = {}
+        for (strategy, kind), names in cases.items():
+            own = folder / f"{strategy}-{kind}"
+            own.mkdir()
+            ranks = stack.enter_context(launched("tests.helpers.distributed", strategy, own, *names, ranks=RANKS))
+            running[strategy, kind] = ranks, own
         yield running
-    finally:
-        for launch in running.values():
-            launch.stack.close()
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +44,12 @@ def ranks(launches):
     """What rank r saw of a case under a strategy, by (strategy, case, r)."""
     seen = {}
     for strategy in STRATEGIES:
-        launch = launches[strategy, "fits"]
-        text = launch.wait()
-        assert launch.process.returncode == 0, text[-5000:]
+        processes, folder = launches[strategy, "fits"]
+        text = finish(processes, LIMIT)
+        assert [process.returncode for process in processes] == [0] * RANKS, text[-5000:]
         for name in RUNS[strategy]:
             for rank in range(RANKS):
-                seen[strategy, name, rank] = torch.load(launch.folder / f"{name}.{rank}.pt", weights_only=True)
+                seen[strategy, name, rank] = torch.load(folder / f"{name}.{rank}.pt", weights_only=True)
     return seen
 
 
@@ -148,8 +118,8 @@ def test_windows_that_depend_on_the_rank_would_be_seen(strategy, single, ranks):
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_refusal_on_one_rank_ends_both_with_its_text(strategy, launches):
-    launch = launches[strategy, "refusal"]
-    text = launch.wait()
-    assert launch.process.returncode != 0
+    processes, folder = launches[strategy, "refusal"]
+    text = finish(processes, LIMIT)
+    assert 0 not in [process.returncode for process in processes]
     assert "the loss covers 35 tokens of a sample, but the sampler's frame_blocks x tokens_per_block = 30" in text
-    assert not list(launch.folder.iterdir())
+    assert not list(folder.iterdir())

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from reco_lightning.cli.entry_point import main
 from reco_lightning.models.text_video.network import TextVideoNetwork
 from tests.helpers.distributed import RANKS, STEPS
-from tests.helpers.processes import started
+from tests.helpers.processes import finish, launched
 from tests.helpers.text_video import CASES, SMALL, fit, recipe
 
 ROOT = Path(__file__).parents[2]
@@ -60,12 +58,10 @@ def seen(tmp_path_factory):
     folder = tmp_path_factory.mktemp("seven")
     torch.manual_seed(1)
     LlamaForCausalLM(LlamaConfig(**SMALL)).save_pretrained(folder / "llama")
-    environment = {k: v for k, v in os.environ.items() if k not in OURS and not k.startswith(("SLURM_", "PYTEST_"))}
-    command = [sys.executable, "-m", "tests.helpers.text_video", str(folder), *CASES]
-    with started(command, environment=environment | {"OMP_NUM_THREADS": "1"}) as (process,):
+    with launched("tests.helpers.text_video", folder, *CASES, ranks=RANKS) as processes:
         found = {(name, None): fit(name, folder) for name in CASES}
-        text, _ = process.communicate(timeout=LIMIT)
-    assert process.returncode == 0, text[-5000:]
+        text = finish(processes, LIMIT)
+    assert [process.returncode for process in processes] == [0] * RANKS, text[-5000:]
     for name in CASES:
         for rank in range(RANKS):
             found[name, rank] = torch.load(folder / f"{name}.{rank}.pt", weights_only=True)

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import sys
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,18 +14,10 @@ import torch
 
 from reco_lightning.cli.entry_point import main
 from reco_lightning.data.tokens.shards import ClipSource, TokenShardWriter
-from tests.helpers.processes import started
+from tests.helpers.processes import clean_environment, forked, free_port, started
 
-ROOT = Path(__file__).parents[2]
-LIMIT = 150  # seconds after which a launch counts as hanging
+LIMIT = 300  # seconds after which a launch counts as hanging
 NODES, BATCH = 2, 8  # the batch of both nodes together
-OURS = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED")
-
-
-def free_port() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(listener.getsockname()[1])
 
 
 def options(tokens: Path, output: Path, *, nodes: int) -> list[str]:
@@ -42,18 +33,19 @@ def options(tokens: Path, output: Path, *, nodes: int) -> list[str]:
     return ["fit", "--config", "recipe:reco", *(f"--{name}={value}" for name, value in values.items())]
 
 
-def torchrun(node: int, port: str) -> tuple[list[str], dict[str, str]]:
+def torchrun(node: int, port: str, arguments: list[str]) -> AbstractContextManager[list[Any]]:
     line = ["--nnodes", str(NODES), "--nproc_per_node", "1", "--node_rank", str(node)]
     line += ["--master_addr", "127.0.0.1", "--master_port", port]
-    return [sys.executable, "-m", "torch.distributed.run", *line, "-m", "reco_lightning"], {}
+    command = [sys.executable, "-m", "torch.distributed.run", *line, "-m", "reco_lightning", *arguments]
+    return started(command, environment=clean_environment())
 
 
-def slurm(node: int, port: str) -> tuple[list[str], dict[str, str]]:
+def slurm(node: int, port: str, arguments: list[str]) -> AbstractContextManager[list[Any]]:
     """What `srun` tells a process in a job of two nodes with one task each."""
     job = {"JOB_ID": 1, "JOB_NAME": "train", "NTASKS": NODES, "NTASKS_PER_NODE": 1, "NNODES": NODES}
     task = {"PROCID": node, "LOCALID": 0, "NODEID": node, "NODELIST": "127.0.0.1"}
     told = {f"SLURM_{name}": str(value) for name, value in (job | task).items()}
-    return [sys.executable, "-m", "reco_lightning"], told | {"MASTER_PORT": port}
+    return forked("reco_lightning", *arguments, environment=clean_environment(MASTER_PORT=port, **told))
 
 
 LAUNCHERS = {"torchrun": torchrun, "slurm": slurm}
@@ -72,14 +64,10 @@ def tokens(tmp_path_factory):
 def launch(request, tokens, tmp_path_factory):
     """Folder and words of a run on two nodes."""
     folder, port = tmp_path_factory.mktemp(request.param), free_port()
-    inherited = {k: v for k, v in os.environ.items() if k not in OURS and not k.startswith(("SLURM_", "PYTEST_"))}
     with ExitStack() as stack:
         nodes = []
         for node in range(NODES):
-            command, told = LAUNCHERS[request.param](node, port)
-            environment = inherited | told | {"OMP_NUM_THREADS": "1"}
-            command = [*command, *options(tokens, folder, nodes=NODES)]
-            nodes += stack.enter_context(started(command, environment=environment))
+            nodes += stack.enter_context(LAUNCHERS[request.param](node, port, options(tokens, folder, nodes=NODES)))
         texts = [node.communicate(timeout=LIMIT)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0] * NODES, "\n".join(texts)[-5000:]
     return folder, texts

@@ -3,22 +3,20 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.helpers.processes import started
+from tests.helpers.processes import finish, launched
 from tests.metrics.test_frechet_metric import KINDS, filled
 
 ROOT = Path(__file__).parents[2]
 
 PROCESS = """
-import sys, torch, torch.distributed as dist
+import os, sys, torch, torch.distributed as dist
 from tests.metrics.test_frechet_metric import KINDS, clips_of
-rank, folder = int(sys.argv[1]), sys.argv[2]
+rank, folder = int(os.environ["LOCAL_RANK"]), sys.argv[1]
 dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
 found = {}
 for name, make in KINDS.items():
@@ -38,12 +36,10 @@ dist.destroy_process_group()
 
 
 def test_two_processes_give_the_number_of_one(tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    commands = [[sys.executable, "-c", PROCESS, str(rank), str(tmp_path)] for rank in range(2)]
-    with started(*commands, environment=environment) as processes:
-        for process in processes:
-            text, _ = process.communicate(timeout=200)
-            assert process.returncode == 0, text
+    (tmp_path / "process.py").write_text(PROCESS)
+    with launched(tmp_path / "process.py", tmp_path) as processes:
+        text = finish(processes, 300)
+    assert [process.returncode for process in processes] == [0, 0], text
     for name, make in KINDS.items():
         alone = filled(make())
         for rank in range(2):
