@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from reco_lightning.data.tokens.manifest import COLUMNS, MANIFEST, file_sha256, read_manifest
+from reco_lightning.data.tokens.manifest import COLUMNS, MANIFEST, StoredArray, file_sha256, read_manifest
 from reco_lightning.data.tokens.writer import ClipSource, TokenShardWriter
 
 __all__ = ["ClipSource", "TokenItem", "TokenShardWriter", "TokenShards"]
@@ -163,9 +163,22 @@ class TokenShards(Dataset[TokenItem]):
     def _array(self, number: int, *, table: bool) -> npt.NDArray[Any]:
         shard = self.manifest.shards[number]
         stored = shard.table if table else shard.tokens
+        if stored.file not in self._maps:
+            shape = (shard.clips, len(self.manifest.columns)) if table else (shard.clips, *self.grid)
+            try:
+                self._maps[stored.file] = _map(
+                    self.folder / stored.file, shape, "int64" if table else self.manifest.dtype
+                )
+            except ValueError:
+                self._check_size(stored)
+                raise
+        # reading a mapped file past its end would kill the process without a word
+        self._check_size(stored)
+        return self._maps[stored.file]
+
+    def _check_size(self, stored: StoredArray) -> None:
         path = os.path.join(self.folder, stored.file)
         try:
-            # reading a mapped file past its end would kill the process without a word
             found = f"{size} bytes" if (size := os.stat(path).st_size) != stored.bytes else ""
         except OSError as error:
             found = error.strerror or str(error)
@@ -174,11 +187,6 @@ class TokenShards(Dataset[TokenItem]):
                 f"{path} must stay there with its {stored.bytes} bytes while it is read, got {found}; it was changed "
                 "meanwhile: put it back, and resume from the last checkpoint"
             )
-        if stored.file not in self._maps:
-            shape = (shard.clips, len(self.manifest.columns)) if table else (shard.clips, *self.grid)
-            dtype = "int64" if table else self.manifest.dtype
-            self._maps[stored.file] = _map(self.folder / stored.file, shape, dtype)
-        return self._maps[stored.file]
 
 
 def _map(path: Path, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
