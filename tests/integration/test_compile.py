@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -29,7 +31,7 @@ class Encoder(nn.Module):
         self.embedding = nn.Embedding(VOCAB, DIM)
         self.position = nn.Parameter(torch.randn(1, TOKENS, DIM) * 0.2)
         layer = nn.TransformerEncoderLayer(DIM, 2, 64, dropout=0.0, batch_first=True, norm_first=True)
-        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
         self.out = nn.Linear(DIM, VOCAB)
 
     def forward(self, ids):
@@ -41,20 +43,20 @@ class Encoder(nn.Module):
 class Llama(nn.Module):
     def __init__(self, attention):
         super().__init__()
-        sizes = {"hidden_size": DIM, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+        sizes = {"hidden_size": DIM, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
         self.model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB, attn_implementation=attention, **sizes))
 
     def forward(self, ids):
         return self.model(ids, use_cache=False).logits
 
 
-def reference_network():
-    return VideoTransformer(vocab_size=VOCAB, grid=(BLOCKS, 2, 3), dim=DIM, depth=2, heads=2)
+def reference_network(depth=2):
+    return VideoTransformer(vocab_size=VOCAB, grid=(BLOCKS, 2, 3), dim=DIM, depth=depth, heads=2)
 
 
 NETWORKS = {
     "reference": (reference_network, {}),
-    "reference, two windows a batch": (reference_network, {"windows_per_batch": 2}),
+    "reference, two windows a batch": (partial(reference_network, depth=1), {"windows_per_batch": 2}),
     "reference, prefix engine": (reference_network, {"engine": "prefix"}),
     "gpt": (Network, {}),
     "nn.TransformerEncoder": (Encoder, {}),

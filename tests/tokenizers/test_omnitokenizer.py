@@ -153,9 +153,9 @@ def test_compiles_as_one_graph(layout):
     tokenizer = OmniTokenizer(config)
     video = torch.rand(2, 3, 5, 16, 16) * 2 - 1
     ids = tokenizer.encode(video)
-    assert torch.equal(torch.compile(tokenizer.encode, fullgraph=True, backend="aot_eager")(video), ids)
+    assert torch.equal(torch.compile(tokenizer.encode, fullgraph=True, backend="eager")(video), ids)
     features = torch.randn(2, 2, 2, 2, 16)
-    compiled = torch.compile(tokenizer.decoder, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(tokenizer.decoder, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(features), tokenizer.decoder(features))
 
 
