@@ -16,7 +16,7 @@ import pytest
 from reco_lightning import EvaluateVideos
 from reco_lightning.pipelines.evaluate import callback as evaluation
 from tests.faults.runs import Moments, in_a_process
-from tests.test_evaluation import evaluate, files  # noqa: F401  (a fixture)
+from tests.pipelines.evaluate.test_evaluate import evaluate, files  # noqa: F401  (a fixture)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*(fewer|features).*:UserWarning"),

@@ -21,8 +21,8 @@ from reco_lightning.data.tokens.module import TokenDataModule
 from reco_lightning.pipelines.tokenize import partial_output as unfinished
 from reco_lightning.support.disk_errors import named_disk_errors
 from tests.faults.runs import assert_same_training, before, config, fit, in_a_process, train
-from tests.test_evaluation import files  # noqa: F401  (a fixture)
-from tests.test_tokenize_resume import Brightness, check, contents, done, run, videos  # noqa: F401  (a fixture)
+from tests.pipelines.evaluate.test_evaluate import files  # noqa: F401  (a fixture)
+from tests.pipelines.tokenize.test_resume import Brightness, check, contents, done, run, videos  # noqa: F401  (a fixture)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

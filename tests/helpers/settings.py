@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The settings table: every foreign network with the engine that serves it and the conditions that it is tried under.
 
-``tests/test_settings.py`` and ``tests/test_refusals.py`` run every row; ``support_matrix`` is the same table for the
-reader of the documentation, and ``python -m tests.helpers.settings`` writes it into ``docs/engines.md``.
+``test_settings.py`` and ``test_refusals.py`` of ``tests/windowing`` run every row; ``support_matrix`` is the same table
+for the reader of the documentation, and ``python -m tests.helpers.settings`` writes it into ``docs/engines.md``.
 """
 
 from __future__ import annotations
