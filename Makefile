@@ -28,7 +28,7 @@ INSTALL = env $$(.ci/locked $(BIN)/python) $(BIN)/python -m pip install --quiet
 PYTEST = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile --durations 15 $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-newest test-oldest lint docs lock gpu clean
+.PHONY: help demo test test-fast test-newest test-oldest lint docs lock gpu clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 8
@@ -38,6 +38,9 @@ demo: $(VENV)/demo.stamp  ## Train plainly and with ReCo on real clips; the resu
 
 test: $(VENV)/dev.stamp  ## Run the tests, doctests and every block of the documentation
 	$(call PYTEST,$(VENV))
+
+test-fast: $(VENV)/dev.stamp  ## Run the tests that are neither slow nor distributed, in two minutes
+	$(call PYTEST,$(VENV)) -m "not slow and not distributed"
 
 test-newest:  ## Run the tests with the newest release of every dependency, in .venv-newest
 	$(PYTHON) -m venv $(NEWEST)

@@ -17,6 +17,8 @@ from reco_lightning.cli.entry_point import COMMANDS, main
 from reco_lightning.tokenizers.base import VideoTokenizer
 from tests.bad_input.samples import model_file, videos, vqvae_file
 
+pytestmark = pytest.mark.slow
+
 NETWORK = ["--model.network.class_path=VideoTransformer", "--model.network.init_args.grid=[2,1,2]"]
 FIT = ["fit", "--model=VideoModel", *NETWORK, "--data=TokenDataModule", "--data.folder=none", "--trainer.logger=false"]
 SIZE = "--model.network.init_args.vocab_size"

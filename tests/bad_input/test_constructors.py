@@ -38,11 +38,13 @@ def refusal(entry, name, value):
     return "passes"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", [entry for entry in ENTRIES if entry.valid], ids=lambda entry: entry.name)
 def test_the_valid_arguments_of_the_table_are_valid(entry):
     entry.call(**entry.valid())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("entry", "name"), CHECKED, ids=[f"{entry.name}-{name}" for entry, name in CHECKED])
 def test_a_wrong_value_is_refused_by_name(entry, name):
     @settings(

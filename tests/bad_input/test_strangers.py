@@ -392,6 +392,7 @@ def calls():
                 yield path.relative_to(PACKAGE).as_posix(), ast.unparse(node.func), options
 
 
+@pytest.mark.slow
 def test_no_call_of_the_package_can_run_code_in_a_file():
     found = list(calls())
     assert {options.get("weights_only") for _, name, options in found if name == "torch.load"} == {"True"}

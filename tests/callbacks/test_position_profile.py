@@ -75,6 +75,7 @@ def drawn(monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 def test_a_figure_every_few_epochs_whose_mean_is_the_validation_loss(tmp_path, drawn):
     _, trainer = fit(tmp_path, PositionLossProfile(every_n_epochs=2))
     files = sorted(tmp_path.rglob("*.png"))
@@ -88,6 +89,7 @@ def test_a_figure_every_few_epochs_whose_mean_is_the_validation_loss(tmp_path, d
     assert values["data"].mean() == pytest.approx(trainer.callback_metrics["val/loss"].item(), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [VideoTransformer, Restless])
 def test_training_is_bitwise_as_without_it(tmp_path, network):
     without, within = States(), States()
@@ -144,6 +146,7 @@ def test_precision_is_that_of_the_validation(tmp_path, drawn):
     assert drawn[0][0]["data"].mean() == pytest.approx(trainer.callback_metrics["val/loss"].item(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_loggers_get_the_picture(tmp_path, monkeypatch):
     images, shown = [], []
     monkeypatch.setattr(WandbLogger, "log_image", lambda self, *given, **named: images.append((given, named)))
@@ -167,6 +170,7 @@ def test_without_a_logger_the_file_is_the_record(tmp_path):
     assert (tmp_path / "figures" / "position-loss-step-00000016.png").is_file()
 
 
+@pytest.mark.slow
 def test_without_validation_it_says_so(tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(position_profile, "rank_zero_info", said.append)

@@ -99,6 +99,7 @@ def test_step_kinds_are_the_shares_of_the_whole_training():
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_attached_blocks_join_a_share_of_the_steps(runs):
     fit(ReCoCallback(WindowSampler(BLOCKS, PER_BLOCK), attached_blocks=2, attached_share=0.5), steps=40)
     attached = [tokens for _, tokens, _ in runs]
@@ -190,6 +191,7 @@ def test_windows_never_met_count_as_mean_ones_and_other_ranks_are_heard():
     assert losses.probabilities(sampler) == pytest.approx([1 / 3] * 3)
 
 
+@pytest.mark.slow
 def test_a_fit_by_loss_reports_each_groups_loss_and_stores_them():
     callback = ReCoCallback(WindowSampler(BLOCKS, PER_BLOCK), loss_aware=1.0, windows_per_batch=2)
     fit(callback, steps=21)

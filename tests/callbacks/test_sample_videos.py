@@ -67,6 +67,7 @@ def files(folder):
     return [file.name for file in sorted(folder.rglob("*.mp4"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("windows", [False, True])
 @pytest.mark.parametrize(
     ("options", "steps"), [({"every_n_epochs": 2}, [8]), ({"every_n_steps": 3}, [3, 6, 9, 12])], ids=str
@@ -111,6 +112,7 @@ def test_longer_clips(tmp_path, checkpoint):
     assert probe(next(tmp_path.rglob("*.mp4"))).frames == 13
 
 
+@pytest.mark.slow
 def test_tensorboard_and_wandb_show_them(tmp_path, checkpoint, monkeypatch):
     shown = []
     logger = pl.loggers.WandbLogger(offline=True, save_dir=tmp_path / "wandb")

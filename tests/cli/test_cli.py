@@ -316,6 +316,7 @@ def test_another_class_takes_nothing_from_the_checkpoint(checkpoint: Path, tmp_p
     main(tiny(tmp_path / "b", f"--ckpt_path={tmp_path / 'foreign.ckpt'}", "--model.learning_rate=0.5", steps=3))
 
 
+@pytest.mark.slow
 def test_a_schedule_goes_on_from_its_place_with_the_given_rate(tmp_path: Path, ran: list[float]) -> None:
     main(tiny(tmp_path / "a", "--model.learning_rate=0.1", "--model.decay=0.5"))
     path = next((tmp_path / "a").rglob("*.ckpt"))
@@ -336,6 +337,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("logger", ["csv", "tensorboard", "none"])
 def test_a_second_run_overwrites_nothing(logger: str, tmp_path: Path) -> None:
     extra = {"csv": [], "tensorboard": ["--trainer.logger=TensorBoardLogger"], "none": ["--trainer.logger=false"]}[
@@ -363,6 +365,7 @@ def fresh_wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     wandb.teardown()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_wandb")
 def test_two_wandb_runs_in_one_folder(tmp_path: Path) -> None:
     extra = [

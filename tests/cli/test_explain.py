@@ -29,6 +29,7 @@ def config(folder: Path, *, callbacks: bool = True, clips: int = 8) -> str:
     return f"--config={folder / 'config.yaml'}"
 
 
+@pytest.mark.slow
 def test_explain_prints_choice_and_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["explain", config(tmp_path), "--model.network.depth=3"])
     out = capsys.readouterr().out

@@ -13,6 +13,7 @@ from reco_lightning.cli.recipes import copy_recipe, recipe_text
 from reco_lightning.recipes.files import load_recipe, recipe_names
 
 
+@pytest.mark.slow
 def test_ls_has_every_recipe_once_below_its_group(capsys: pytest.CaptureFixture[str]) -> None:
     main(["recipes", "ls"])
     lines = capsys.readouterr().out.splitlines()

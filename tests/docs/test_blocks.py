@@ -28,6 +28,8 @@ from reco_lightning.metrics.protocols import PROTOCOLS
 from reco_lightning.recipes.files import load_recipe, options_for, recipe_names, tables
 from tests.helpers.pages import PAGES, ROOT, Block, blocks_in, blocks_of, command_lines, reco_words
 
+pytestmark = pytest.mark.slow
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:

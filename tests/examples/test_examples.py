@@ -16,7 +16,8 @@ from lightning.pytorch.loggers import WandbLogger
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TRIED_HERE = {"your_module", "own_module", "fabric_loop", "wandb_sweep"}
-pytestmark = pytest.mark.filterwarnings("ignore")  # what other libraries say in a user's script is no failure of it
+# what other libraries say in a user's script is no failure of it
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 def load(name):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "text_to_video.py"
-pytestmark = pytest.mark.filterwarnings("ignore")  # what other libraries say in a user's script is no failure of it
+# what other libraries say in a user's script is no failure of it
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from tests.faults.runs import Moments, in_a_process
 from tests.pipelines.evaluate.test_evaluate import evaluate, files  # noqa: F401  (a fixture)
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*(fewer|features).*:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork"),
 ]

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_does_not_fit_leaves_the_ones_before(whole, tmp_path):
     tokens, folder, _ = whole
     path = config(tokens, tmp_path / "run")
@@ -64,6 +65,7 @@ def test_the_plugin_writes_what_lightning_writes(tmp_path):
         io.save_checkpoint(content, tmp_path / "c.ckpt", storage_options={})
 
 
+@pytest.mark.slow
 def test_ids_that_cannot_be_kept_end_the_tokenising_which_goes_on_later(videos, tmp_path, monkeypatch):  # noqa: F811
     append = unfinished.PartWriter.append
 
@@ -86,6 +88,7 @@ def test_ids_that_cannot_be_kept_end_the_tokenising_which_goes_on_later(videos, 
     check(tmp_path / "tokens", videos)
 
 
+@pytest.mark.slow
 def test_shards_that_cannot_be_written_leave_the_old_ones_and_the_ids(videos, tmp_path, monkeypatch):  # noqa: F811
     before = contents(run(videos, tmp_path / "tokens", clip_step=9))
     save, calls = np.save, []

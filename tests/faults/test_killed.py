@@ -25,6 +25,7 @@ def steps(journal):
     return found
 
 
+@pytest.mark.slow
 def test_a_training_killed_three_times_ends_as_the_uninterrupted_one(whole, tmp_path):
     tokens, folder, moments = whole
     source = random.Random(0)
@@ -59,6 +60,7 @@ def kill_in_the_write_of(number):
     Path.write_bytes = half
 
 
+@pytest.mark.slow
 def test_half_a_checkpoint_never_takes_the_place_of_a_whole_one(whole, tmp_path):
     tokens, folder, _ = whole
     path = config(tokens, tmp_path / "run")

@@ -18,7 +18,7 @@ from reco_lightning import ReCoCallback, VideoModel, VideoTransformer, WindowSam
 from reco_lightning.callbacks.stop_on_signal import StopOnSignal
 from tests.faults.runs import GRID, VOCAB, in_a_process
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
+pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")]
 
 
 class Lose(pl.Callback):

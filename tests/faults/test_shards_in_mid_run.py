@@ -60,6 +60,7 @@ def test_a_table_that_is_cut_off_is_named(tmp_path):
         shards[0]
 
 
+@pytest.mark.slow
 def test_a_fit_ends_with_that_message(tmp_path):
     tokens = write_shards(tmp_path / "tokens")
 

@@ -34,6 +34,7 @@ def fail_while_they_run(seen):
         raise ZeroDivisionError
 
 
+@pytest.mark.slow
 def test_a_failure_leaves_neither_processes_nor_warnings():
     seen = []
     with pytest.raises(ZeroDivisionError):

@@ -25,6 +25,7 @@ def terminated(path, hook, call):
     fit(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hook", "call", "step"),
     [("on_train_batch_start", 2, 2), ("on_train_batch_start", 8, 8), ("validation_step", 2, 3)],

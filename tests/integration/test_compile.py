@@ -20,6 +20,8 @@ from tests.helpers.foreign import BLOCKS, DIM, PER_BLOCK, TOKENS, VOCAB, Network
 from tests.helpers.networks.common import quieten
 from tests.helpers.settings import SETTINGS, WINDOWS
 
+pytestmark = pytest.mark.slow
+
 # each window has a graph of its own, and compiling is what takes the time
 THREE_WINDOWS = WindowSampler(BLOCKS, PER_BLOCK, window_blocks=3, seed=2)
 FIRST_AND_LAST = WindowSampler(BLOCKS, PER_BLOCK, window_blocks=3, stride_blocks=2, seed=2)

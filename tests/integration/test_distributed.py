@@ -11,6 +11,8 @@ import torch
 from tests.helpers.distributed import CASES, RANKS, STEPS, fit
 from tests.helpers.processes import finish, launched
 
+pytestmark = pytest.mark.distributed
+
 LIMIT = 300  # seconds after which a launch counts as hanging
 STRATEGIES = ("ddp", "fsdp2")
 REFUSED = {"ddp": "refused-by-0", "fsdp2": "refused-by-1"}

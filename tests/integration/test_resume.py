@@ -77,6 +77,7 @@ def test_stopped_and_resumed_equals_uninterrupted(shards, uninterrupted, step, t
         assert torch.equal(a, b), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 4, 7])
 def test_dropout_goes_on_where_it_stopped(shards, step, tmp_path):
     whole, _ = fit(shards, dropout=0.3)
@@ -86,6 +87,7 @@ def test_dropout_goes_on_where_it_stopped(shards, step, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [3, 8])
 def test_everything_beyond_the_paper_goes_on_where_it_stopped(shards, step, tmp_path, monkeypatch):
     monkeypatch.setattr("reco_lightning.windowing.running_losses._EVERY", 4)

@@ -16,6 +16,8 @@ from tests.helpers.distributed import RANKS, STEPS
 from tests.helpers.processes import finish, launched
 from tests.helpers.text_video import CASES, SMALL, fit, recipe
 
+pytestmark = pytest.mark.distributed
+
 ROOT = Path(__file__).parents[2]
 LIMIT = 400  # seconds after which the launch counts as hanging
 OURS = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED")

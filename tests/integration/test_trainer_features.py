@@ -112,6 +112,7 @@ def test_class_weights_and_ignored_targets_weigh_in_the_window_as_in_a_plain_los
         torch.testing.assert_close((old - new) / 0.1, old.grad, atol=2e-6, rtol=1e-4, msg=lambda t, n=name: f"{n}: {t}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "clip", [{"gradient_clip_val": 0.1}, {"overfit_batches": 1}, {"detect_anomaly": True}], ids=str
 )

@@ -16,6 +16,8 @@ from reco_lightning.cli.entry_point import main
 from reco_lightning.data.tokens.shards import ClipSource, TokenShardWriter
 from tests.helpers.processes import clean_environment, forked, free_port, started
 
+pytestmark = pytest.mark.distributed
+
 LIMIT = 300  # seconds after which a launch counts as hanging
 NODES, BATCH = 2, 8  # the batch of both nodes together
 

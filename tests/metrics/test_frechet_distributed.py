@@ -11,6 +11,8 @@ import torch
 from tests.helpers.processes import finish, launched
 from tests.metrics.test_frechet_metric import KINDS, filled
 
+pytestmark = pytest.mark.distributed
+
 ROOT = Path(__file__).parents[2]
 
 PROCESS = """

@@ -9,11 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 STAGES = "correct", "eager", "worth", "sampling"
 WITHOUT = "av", "decord", "wandb", "jsonargparse", "x_transformers"
 
 
+@pytest.mark.slow
 def test_every_stage_of_the_gpu_script_runs(tmp_path):
     blocked = tmp_path / "blocked"
     for name in WITHOUT:  # a bare machine has none of them

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 #: Every module of 0.1.0 with the public names that its reference listed.
-MODULES = json.loads((Path(__file__).parents[1] / "data" / "modules_0.1.0.json").read_text())
+MODULES = json.loads((Path(__file__).parents[1] / "data" / "version_0_1_0" / "modules.json").read_text())
 del MODULES["reco_lightning.lazy"]  # no interface; lazy_loader took its place
 MODULES["reco_lightning.benchmark"].remove("measure")  # StepBenchmark took its place
 
@@ -42,6 +42,7 @@ def test_a_module_of_0_1_0_is_found_with_its_public_names(name: str) -> None:
         assert module.__spec__.name == module.__name__  # importlib.reload and pickle ask for it
 
 
+@pytest.mark.slow
 def test_the_warning_points_at_the_import() -> None:
     code = "import warnings\nwarnings.simplefilter('error', DeprecationWarning)\n\nimport reco_lightning.callback\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -43,6 +43,7 @@ EXTRAS = (
 )
 
 
+@pytest.mark.slow
 def test_core_imports_without_extras() -> None:
     code = f"""
 import importlib, pkgutil, sys

@@ -85,6 +85,7 @@ def test_a_class_can_be_asked_for(tmp_path: Path) -> None:
     assert (np.load(tmp_path / "free" / "tokens.npy") != np.load(tmp_path / "two" / "tokens.npy")).any()
 
 
+@pytest.mark.slow
 def test_a_longer_clip_goes_on_from_the_trained_length(
     tmp_path: Path, tokenizer: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,6 +102,7 @@ def test_a_longer_clip_goes_on_from_the_trained_length(
     assert np.abs(frames[:5].astype(int) - start).mean() < 2  # but for what H.264 loses
 
 
+@pytest.mark.slow
 def test_guidance_and_bfloat16(tmp_path: Path) -> None:
     model = video_model(tmp_path, num_classes=3)
     options = ["generate", f"--checkpoint={model}", "-n", "2", "--device=cpu", "--label=2"]
@@ -114,6 +116,7 @@ def test_guidance_and_bfloat16(tmp_path: Path) -> None:
     assert low.shape == plain.shape
 
 
+@pytest.mark.slow
 def test_first_frames_are_continued(tmp_path: Path, tokenizer: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (9, 48, 32, 3), dtype=np.uint8)
     video = write_video(tmp_path / "video.mp4", pixels)
@@ -135,6 +138,7 @@ def test_label_out_of_range(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "label must be 0 to 2, got 3" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [

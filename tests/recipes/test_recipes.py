@@ -23,6 +23,8 @@ from reco_lightning.support.media import write_video
 from tests.helpers.processes import run_module
 from tests.helpers.words import save_words
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[2] / "reco_lightning" / "recipes"
 RECIPES: dict[str, Recipe] = {name: load_recipe(name) for name in recipe_names()}
 ROWS = [name for name in RECIPES if name.startswith("table")]

@@ -46,6 +46,7 @@ def test_a_lightning_checkpoint_under_any_name(tmp_path, class_path):
     assert torch.equal(tokenizer.encode(video), own.encode(video))
 
 
+@pytest.mark.slow
 def test_folders_of_transformers_and_diffusers(tmp_path):
     emu3, vidtok = tiny.emu3_network(), tiny.vidtok_network()
     emu3.save_pretrained(tmp_path / "a.ckpt")

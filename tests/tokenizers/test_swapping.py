@@ -28,6 +28,7 @@ TOKENIZERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_videos_to_tokens_to_videos(name, tmp_path):
     write, frames = TOKENIZERS[name]
@@ -110,6 +111,7 @@ def test_what_is_not_there_changes_nothing(tmp_path):
     assert adopt_sizes(Namespace(data=Namespace(init_args=Namespace(folder=shards)))) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["reco", "baseline"])
 @pytest.mark.parametrize("adopt", [True, False])
 def test_a_recipe_changes_its_tokenizer_with_one_line(recipe, adopt, tmp_path, capsys):

@@ -158,6 +158,7 @@ def test_clamp():
     assert model.decode(ids, clamp=True).max() == 1
 
 
+@pytest.mark.slow
 def test_training_learns_and_logs(tmp_path):
     model = make(codebook_size=32, warmup_steps=5)
     seen = []
@@ -204,6 +205,7 @@ def test_training_does_not_touch_the_global_random_state(tmp_path):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 6])
 def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, stop):
     whole = make(codebook_size=16, dead_code_threshold=2.0, decay_steps=10)  # codes die at every step

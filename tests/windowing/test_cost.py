@@ -108,6 +108,7 @@ def test_an_output_saved_for_its_own_gradient_counts():
     assert count_saved_bytes(loss, list(layer.parameters())) == 2 * 4 * B * T * D
 
 
+@pytest.mark.slow
 def test_counting_leaves_no_graph_behind():
     layer, x = torch.nn.Linear(D, D), torch.randn(B, T, D)
     gc.collect()

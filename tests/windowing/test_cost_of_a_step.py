@@ -8,6 +8,8 @@ import torch
 
 from reco_lightning import ReCoCallback, VideoModel, VideoTransformer, WindowSampler, explain
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def found():

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -193,3 +194,7 @@ class TextVideoModel(pl.LightningModule):
                 f"got {tokens.shape[1]}: the shards were made for another grid"
             )
         return captions, tokens
+
+
+# Checkpoints of version 0.1 name the class by this module, and Lightning looks it up among the imported ones alone.
+sys.modules.setdefault("reco_lightning.models.text_video_model", sys.modules[__name__])

@@ -208,6 +208,7 @@ def test_select_keeps_stand_ins_among_the_chosen(root):
         assert [folder[index]["index"] for index in range(3)] == [0, 0, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_read_what_the_main_process_reads(root, method):
     spoil(root)

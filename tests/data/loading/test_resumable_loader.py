@@ -286,6 +286,7 @@ def test_ranks_are_looked_up_when_needed(monkeypatch):
     assert list(sampler) == [1, 3, 5, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_fit_resumed_at_any_step_equals_the_uninterrupted_run(tmp_path, workers):
     saver = Saver(tmp_path, "on_train_batch_end")
@@ -310,6 +311,7 @@ def test_fit_stopped_by_max_steps_and_resumed(tmp_path, stop):
     assert torch.equal(resumed.layer.weight, whole.layer.weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_end", "on_train_epoch_end"])
 @pytest.mark.parametrize(
     "options",

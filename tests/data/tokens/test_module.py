@@ -196,6 +196,7 @@ class Diary(Net):
             self.trainer.save_checkpoint(f"{self.path}.ckpt")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
 def test_two_processes_share_the_clips_and_go_on_in_the_middle_of_an_epoch(folder, tmp_path):
     threads = torch.get_num_threads()

@@ -135,6 +135,7 @@ def test_index_out_of_range(tmp_path):
             shards[index]
 
 
+@pytest.mark.slow
 def test_files_are_mapped_lazily_and_in_each_process_for_itself(tmp_path):
     shards = write(tmp_path)
     assert shards._maps == {}

@@ -54,6 +54,7 @@ def test_a_speed_in_words():
     assert "ratio 1.50, same ids without randomness: 100.0%" in text
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path, capsys):
     sizes = "--sizes=[32x1x2,48x2x2]"
     options = ["--grid=[2,2,3]", "--vocab_size=16", "--precision=32", "--batch_size=2", "--device=cpu"]

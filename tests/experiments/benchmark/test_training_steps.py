@@ -18,6 +18,8 @@ from reco_lightning.experiments.benchmark.training_steps import (
     network_of_size,
 )
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

@@ -31,6 +31,8 @@ from reco_lightning.tokenizers.vqvae import VQVAE
 from reco_lightning.windowing.sampler import WindowSampler
 from tests.helpers.videos import encode
 
+pytestmark = pytest.mark.slow
+
 TINY = replace(
     QUICK,
     clip_step=6,

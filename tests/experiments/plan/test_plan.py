@@ -20,6 +20,8 @@ from reco_lightning.experiments.plan.command import Setting, plan, plan_size
 from reco_lightning.experiments.plan.memory_tracker import StepTracker, run_kernels, trace_step
 from reco_lightning.windowing.injection.windowed_step import Injection
 
+pytestmark = pytest.mark.slow
+
 SIZE, VOCAB, GRID, BATCH = "64x2x2", 96, (5, 4, 8), 2
 WIDTH, DEPTH = 64, 2
 

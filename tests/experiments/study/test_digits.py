@@ -50,6 +50,7 @@ def test_a_picture_is_placed_as_by_hand() -> None:
     assert np.array_equal(clip[0], by_hand)
 
 
+@pytest.mark.slow
 def test_the_codebook_is_fixed_sorted_and_of_pixels() -> None:
     book = codebook()
     codebook.cache_clear()

@@ -61,6 +61,7 @@ def test_differences_are_of_equal_seeds_alone() -> None:
     assert other.of("frechet", "17") is None
 
 
+@pytest.mark.slow
 def test_the_report_says_what_is_there_and_names_what_is_missing(tmp_path: Path) -> None:
     plan = load_plan("lambda")
     values = {(0, seed): record(1.0 + seed / 10, 4.0) for seed in range(3)}
@@ -83,6 +84,7 @@ def test_the_report_says_what_is_there_and_names_what_is_missing(tmp_path: Path)
     assert all(f"![{name}]({name})" in text for name in drawn)
 
 
+@pytest.mark.slow
 def test_every_data_set_has_its_own_plain_training_and_figures(tmp_path: Path) -> None:
     plan = load_plan("map")
     values = {(0, 0): record(1.0, 4.0), (3, 0): record(2.0, 5.0), (4, 0): record(2.25, 5.0)}
@@ -91,6 +93,7 @@ def test_every_data_set_has_its_own_plain_training_and_figures(tmp_path: Path) -
     assert sorted(file.name for file in path.parent.glob("cost*.png")) == ["cost-digits-fast.png", "cost-digits.png"]
 
 
+@pytest.mark.slow
 def test_lengths_have_columns_of_their_own(tmp_path: Path) -> None:
     plan = load_plan("rollout", "clips")
     path = filled(plan, tmp_path, {(0, 0): record(1.0, 4.0)})

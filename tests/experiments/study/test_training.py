@@ -72,6 +72,7 @@ def test_the_rate_rises_and_falls_by_the_share_done() -> None:
     assert share_of_rate(1) == pytest.approx(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
@@ -104,6 +105,7 @@ def test_the_cost_of_every_step_is_what_the_real_step_counts(
     assert [costs.of(kind) for kind in watch.kinds][1:] == pytest.approx(counter.operations[1:])  # the first proves
 
 
+@pytest.mark.slow
 def test_the_expected_cost_is_that_of_explain_and_the_unit_is_a_plain_step_of_32() -> None:
     source = digits()
     batch = {"tokens": torch.from_numpy(source.batch(0, BATCH))}
@@ -116,6 +118,7 @@ def test_the_expected_cost_is_that_of_explain_and_the_unit_is_a_plain_step_of_32
     assert StepCosts(model, source, None, batch_size=BATCH).of(()) == found.plain_operations
 
 
+@pytest.mark.slow
 def test_equal_cost_buys_the_steps_that_the_plain_operations_pay(tmp_path: Path) -> None:
     record = run(spec("reco", budget="cost", share=0.5, batch_size=8, steps=4), folder=tmp_path)
     source = digits()
@@ -131,6 +134,7 @@ def test_equal_cost_buys_the_steps_that_the_plain_operations_pay(tmp_path: Path)
     assert record["windows"] == {f"{start}-{start + 32}": 8 * drawn.count(start) for start in sorted(set(drawn))}
 
 
+@pytest.mark.slow
 def test_a_record_holds_what_was_measured(tmp_path: Path) -> None:
     record = run(spec("baseline", lengths=(5,)), folder=tmp_path)
     assert (record["steps"], record["cost"], record["engine"]) == (6, 0.125, "plain")
@@ -145,6 +149,7 @@ def test_a_record_holds_what_was_measured(tmp_path: Path) -> None:
     assert again["frechet"] == record["frechet"]
 
 
+@pytest.mark.slow
 def test_all_methods_of_a_seed_begin_with_the_same_weights_and_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +172,7 @@ def test_all_methods_of_a_seed_begin_with_the_same_weights_and_batches(
     assert not any(torch.equal(a, b) for a, b in zip(seen["baseline"], seen["another seed"], strict=True))
 
 
+@pytest.mark.slow
 def test_fewer_frames_samples_within_its_two_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     generate = training.generate

@@ -159,6 +159,7 @@ def test_every_tensor_is_read(checkpoint, tensors):
         assert torch.equal(read_tensor(data, entries[name]), tensors[name])
 
 
+@pytest.mark.slow
 def test_converted_weights_load(checkpoint, tensors, tmp_path, capsys, monkeypatch):
     blob = git_blob_id(bundle_files(checkpoint)[1])
     monkeypatch.setattr(i3d_convert, "RGB_SCRATCH", blob)

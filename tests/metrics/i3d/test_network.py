@@ -54,6 +54,7 @@ def weights_file(network, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_outputs_of_the_public_copy(network):
     expected = OUTPUTS["9"]
     clip = random_clip(9)
@@ -64,6 +65,7 @@ def test_outputs_of_the_public_copy(network):
     assert features[0, :100].tolist() == pytest.approx(expected["features"], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_outputs_of_the_public_copy_with_two_steps_of_time():
     expected = OUTPUTS["17"]
     network = random_i3d(expected["norm_epsilon"])
@@ -104,6 +106,7 @@ def test_network_is_frozen(network):
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
+@pytest.mark.slow
 def test_weights_from_a_file(network, weights_file):
     loaded = fvd_extractor(weights_file, "styleganv")
     assert isinstance(loaded, I3DFeatures)
@@ -128,6 +131,7 @@ def test_extractor_of_another_protocol(network, weights_file):
         I3DFeatures(network, batch_size=0)
 
 
+@pytest.mark.slow
 def test_files_of_other_weights(network, tmp_path):
     state = network.state_dict()
     cases = {

@@ -225,6 +225,7 @@ def test_fresh_weights():
     torch.testing.assert_close(fixed.abs_pe[0, 1, [0, 16]], torch.tensor([0.841471, 0.540302]))  # sine and cosine of 1
 
 
+@pytest.mark.slow
 def test_bfloat16_and_compile():
     torch._dynamo.reset()
     network = build().eval()
@@ -328,6 +329,7 @@ def test_video_model_trains_it_in_windows_and_its_ids_are_sampled(layout, dropou
     assert torch.equal(generate(loaded, 2, first_tokens=first, seed=1), ids)
 
 
+@pytest.mark.slow
 def test_ids_of_a_clip_are_learned(tmp_path):
     """Windows that are drawn in turn teach the whole row of ids."""
     network = build()

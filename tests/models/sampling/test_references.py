@@ -184,6 +184,7 @@ def test_a_context_is_run_in_pieces(monkeypatch):
     assert max(rows) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_a_compiled_step_gives_the_same_ids_by_one_graph(scale):
     network = build(num_classes=3)
@@ -197,6 +198,7 @@ def test_a_compiled_step_gives_the_same_ids_by_one_graph(scale):
     assert counter.frame_count == 1
 
 
+@pytest.mark.slow
 def test_a_compiled_step_runs_through_autograd_tracing():
     network = build()
     torch._dynamo.reset()
@@ -226,6 +228,7 @@ def test_ids_in_front_condition_and_are_left_out():
     assert torch.equal(generate(network, 3, condition=given, first_tokens=first)[:, :3], first)
 
 
+@pytest.mark.slow
 def test_a_compiled_step_of_another_network():
     network, given = text_network(), torch.randint(V, (2, 5), generator=torch.Generator().manual_seed(4))
     counter = CompileCounter()

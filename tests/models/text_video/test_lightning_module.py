@@ -183,6 +183,7 @@ def test_predict_writes_what_generate_gives(tmp_path):
     assert np.array_equal(np.stack(written), expected.view(3, *GRID).numpy())
 
 
+@pytest.mark.slow
 def test_fit_on_shards_from_the_command_line(tmp_path):
     words = save_words(tmp_path / "words", [f"w{number}" for number in range(TEXT - 1)])
     with TokenShardWriter(tmp_path / "tokens", vocab_size=VIDEO, grid=GRID) as writer:

@@ -48,7 +48,7 @@ from tests.metrics.test_clip_score import folder as clip_folder  # noqa: F401  (
 GRID = (3, 2, 2)
 ROOT = Path(__file__).parents[3]
 FEW = pytest.mark.filterwarnings("ignore:.*(fewer|features).*:UserWarning")
-pytestmark = FEW
+pytestmark = [pytest.mark.slow, FEW]
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +130,7 @@ def test_scores_are_those_of_the_same_videos_scored_by_hand(files, alone):
     assert scores["interval_psnr"]["value"]["real"][0] == pytest.approx(np.minimum(first, 100).mean(), rel=1e-6)
 
 
+@pytest.mark.distributed
 def test_two_processes_give_the_figures_of_one(files, alone, tmp_path):
     with launched("tests.pipelines.evaluate.test_evaluate", files[0], tmp_path / "out") as processes:
         text = finish(processes, 300)

@@ -24,6 +24,8 @@ from tests.helpers.checkpoints import save
 from tests.helpers.processes import finish, launched
 from tests.helpers.sampling import predict
 
+pytestmark = pytest.mark.slow
+
 GRID = (3, 2, 2)
 ROOT = Path(__file__).parents[3]
 NAMES = sorted(f"{number:04d}.{kind}" for number in range(5) for kind in ("npy", "mp4"))
@@ -62,6 +64,7 @@ def written(saved, tmp_path_factory):
     return folder
 
 
+@pytest.mark.distributed
 def test_two_processes_write_the_set_of_one(written, alone):
     assert contents(written / "predict") == contents(alone)
 
@@ -130,6 +133,7 @@ def test_the_command_line(saved, tmp_path):
     assert (np.load(tmp_path / "out" / "0001.npy") == ids[1].view(GRID).numpy()).all()
 
 
+@pytest.mark.distributed
 def test_a_sharded_network_is_sampled_by_all_processes(written):
     files = sorted((written / "fit").rglob("*.mp4"))
     assert [file.name for file in files] == ["step-00000001.mp4", "step-00000002.mp4"]

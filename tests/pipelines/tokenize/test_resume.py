@@ -28,7 +28,7 @@ from tests.helpers.processes import run_module
 
 FRAMES = {"a/one.mp4": 14, "a/two.mp4": 9, "b/three.mp4": 23}
 # Python warns of it from 3.12 on; the processes here compute with one thread, see _one_thread
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")]
 CLIPS = [(name, start) for name, frames in FRAMES.items() for start in range(0, frames - 4, 2)]  # 5 + 3 + 10
 
 
@@ -305,6 +305,7 @@ def test_processes_that_see_other_videos_or_weights_are_refused():
         clips.setup("predict")
 
 
+@pytest.mark.distributed
 def test_the_command_goes_on_with_two_processes(videos, tmp_path, monkeypatch):
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     net = vqvae(0)

@@ -144,6 +144,7 @@ def test_a_clip_has_the_same_ids_in_every_batch(tokenizer):
     assert torch.equal(tokenizer.encode(many), torch.cat([stored["indices"]] * 50))
 
 
+@pytest.mark.slow
 def test_compiles_whole(tokenizer):
     torch._dynamo.reset()
     stored, video = vectors("video_8x32_short")

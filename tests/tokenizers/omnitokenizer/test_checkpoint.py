@@ -109,6 +109,7 @@ def test_both_spellings_are_read(flag):
         config_from_weights(weights, {flag: True, misspelt: False})
 
 
+@pytest.mark.slow
 def test_only_the_file_that_was_trained_so_gets_explicit_attention(tmp_path):
     for name, wanted in (("imagenet_only.ckpt", True), ("celebahq.ckpt", False)):
         path = save(tmp_path / name, stored(REL), options(REL))

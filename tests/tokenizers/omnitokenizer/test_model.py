@@ -143,6 +143,7 @@ def test_half_precision(tokenizer, cases):
     assert (decoded - exact).square().mean() < 0.01 * exact.var()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["rope", "rel"])
 def test_compiles_as_one_graph(layout):
     torch.manual_seed(0)

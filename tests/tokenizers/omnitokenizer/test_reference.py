@@ -209,6 +209,7 @@ def randomised(config):
     return tokenizer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["video_17x64", "video_9x64", "image_64"])
 def test_the_reference_gives_the_published_ids(case):
     small = OmniTokenizerConfig(

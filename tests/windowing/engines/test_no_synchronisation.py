@@ -37,6 +37,7 @@ def build():
     return foreign.ShiftedInput()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", foreign.STEP_OPTIONS, ids=str)
 def test_a_step_runs_without_any_value(options):
     callback, module = ReCoCallback(WindowSampler(BLOCKS, PER_BLOCK), **options), build()

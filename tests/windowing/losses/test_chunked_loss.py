@@ -81,6 +81,7 @@ class Own(foreign.Base):
         return loss.mean() if loss.ndim else loss / (ids[:, 1:].numel() if self.loss.get("reduction") == "sum" else 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("context", ["frozen", "keys", "attached", "dropped"])
 def test_every_context(context, groups, chunks):
@@ -277,6 +278,7 @@ def test_tensors_of_the_steps_own_are_copied_as_ever(chunks):
     assert_same_training(build(Masked), partial(ReCoCallback, sampler()), chunks)
 
 
+@pytest.mark.slow
 def test_a_compiled_loss_makes_all_logits(chunks):
     module = build(Copying)
     module.net = torch.compile(module.net, backend="eager")
@@ -338,6 +340,7 @@ def test_logits_of_a_window_never_exist(cls, blocks, chunked):
     assert seen.elements == (CHUNK if chunked else window)
 
 
+@pytest.mark.slow
 def test_a_compiled_network(chunks):
     module = build(Own)
     compiled = copy.deepcopy(module)
