@@ -67,7 +67,7 @@ def tables() -> dict[str, Any]:
         >>> tables()["table7"]["rows"]["ffs-lambda-0.5"]["paper"]
         {'fvd': 76.93}
     """
-    return yaml.load((_FOLDER / _TABLES).read_text(encoding="utf-8"), _LOADER)
+    return yaml.load((_FOLDER / _TABLES).read_text(encoding="utf-8"), Loader=_LOADER)
 
 
 @functools.cache
@@ -126,7 +126,7 @@ def own_recipe(path: str) -> bool:
     if file.suffix not in (".yaml", ".yml") or not file.is_file():
         return False
     try:
-        content = yaml.load(file.read_text(encoding="utf-8"), _LOADER)
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_LOADER)
     except (UnicodeDecodeError, yaml.YAMLError):
         return False  # the command's own parser says what is wrong
     return isinstance(content, Mapping) and not content.keys().isdisjoint(("compose", *SECTIONS))
@@ -191,7 +191,7 @@ def _read(name: str) -> tuple[dict[str, Any], list[str]]:
         )
     try:
         text = path.read_text(encoding="utf-8")
-        content = yaml.load(text, _LOADER)
+        content = yaml.load(text, Loader=_LOADER)
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} must hold YAML, but cannot be read: {error}") from error
     if not isinstance(content, Mapping):

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.core import saving
@@ -33,6 +34,7 @@ from reco_lightning.models.larp.network import LARPTransformer
 from reco_lightning.models.text_video.network import TextVideoNetwork
 from reco_lightning.models.video_model import VideoModel
 from reco_lightning.pipelines.predict.requests import GenerationRequests
+from reco_lightning.recipes import files as recipe_files
 from reco_lightning.recipes.files import load_recipe
 from reco_lightning.support.checkpoints import checkpoint_model, load_module
 from reco_lightning.tokenizers import Emu3Tokenizer, LARPTokenizer, OmniTokenizer, VidTokTokenizer, load_tokenizer
@@ -400,5 +402,9 @@ def test_no_call_of_the_package_can_run_code_in_a_file():
     assert arrays == {"False"}  # which is NumPy's default
     assert {file for file, name, _ in found if name.endswith("jit.load")} == {"metrics/features.py"}
     assert {options["trust_remote_code"] for _, _, options in found if "trust_remote_code" in options} <= {"False"}
-    forbidden = {"pickle.load", "pickle.loads", "pickle.Unpickler", "yaml.load", "yaml.unsafe_load", "eval", "exec"}
+    assert {(file, options["Loader"]) for file, name, options in found if name == "yaml.load"} == {
+        ("recipes/files.py", "_LOADER")
+    }
+    assert issubclass(recipe_files._LOADER, (yaml.CSafeLoader, yaml.SafeLoader))
+    forbidden = {"pickle.load", "pickle.loads", "pickle.Unpickler", "yaml.unsafe_load", "eval", "exec"}
     assert {name for _, name, _ in found} & forbidden == set()

@@ -89,3 +89,18 @@ def test_the_method_card_has_its_headings() -> None:
     headings = re.findall(r"^## (.*)$", (ROOT / "docs" / "method.md").read_text(encoding="utf-8"), re.MULTILINE)
     needed = {"How it works", "When not to use it", "Suggested settings", "Composability", "Attribution"}
     assert needed <= set(headings)
+
+
+def test_every_file_that_the_architecture_names_is_there() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\((\.\./[^)]+)\)", page)
+    assert len(links) > 40
+    assert [link for link in links if not (ROOT / "docs" / link).is_file()] == []
+    shown = re.search(r"```text\n(.*?)```", page, re.DOTALL)[1]
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and not path.name.startswith("_")}
+    assert set(re.findall(r"^(?:   [├└]── )?([a-z]+) ", shown, re.MULTILINE)) == folders
+    assert page.count("? | [`") == 20
+
+
+def test_the_top_of_the_package_is_small() -> None:
+    assert len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]) <= 16

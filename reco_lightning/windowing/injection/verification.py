@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verifies an engine: on the first batch, the states and loss rows of each window equal the plain step's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from reco_lightning.windowing.engines.base import Engine
+from reco_lightning.windowing.injection.dry_run import Sandbox, StepEndedError
+from reco_lightning.windowing.injection.step_trace import Trace
+from reco_lightning.windowing.losses.cross_entropy import select_rows
+from reco_lightning.windowing.sampler import Window
+
+__all__ = ["prove"]
+
+
+def prove(
+    engine: Engine,
+    trace: Trace,
+    sandbox: Sandbox,
+    runs: Sequence[Sequence[Window]],
+    *,
+    attached: int = 0,
+    exact: bool = True,
+) -> float:
+    """Runs the step on windows without a trace and compares with the plain run: states, and rows of the loss.
+
+    Args:
+        engine: The engine, installed.
+        trace: What the plain run left.
+        sandbox: Where the step can be run.
+        runs: The windows to try, for each run one per group of the batch.
+        attached: Tokens in front of each window that are to be trained through.
+        exact: Whether the states must equal the plain run's on every window, or (a dropped context changes the others
+            by intent) on those that start the video.
+
+    Returns:
+        The largest difference of states, relative to the largest state.
+
+    Raises:
+        MisconfigurationException: If the windowed step differs from the plain one.
+    """
+    worst = 0.0
+    for windows in runs:
+        engine.arm(windows, attached=attached, inference=True)
+        try:
+            logits, target = _own_loss(trace, sandbox)
+            worst = max(worst, _compare(engine, trace, logits, target, exact=exact))
+        except (AttributeError, RuntimeError, TypeError, ValueError, StopIteration) as error:
+            if "Connection closed" in str(error):  # another rank has ended; its own message says why
+                raise
+            raise MisconfigurationException(
+                f"the engine '{engine.name}' failed on {_names(windows)} of the first batch: {error}; blocks "
+                f"'{trace.blocks}', head '{trace.head}'; set blocks= or head= if these are the wrong ones"
+            ) from error
+        finally:
+            engine.disarm()
+    return worst
+
+
+def _own_loss(trace: Trace, sandbox: Sandbox) -> tuple[torch.Tensor, torch.Tensor]:
+    """Runs the step up to the network's own cross-entropy and returns what that is given."""
+    calls = 0
+    given: list[torch.Tensor] = []
+
+    def cross_entropy(logits: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls <= trace.call:
+            return F.cross_entropy(logits, target, *args, **kwargs)
+        given.extend((logits, target))
+        raise StepEndedError
+
+    with torch.no_grad():
+        sandbox.run(cross_entropy)
+    if not given:
+        raise RuntimeError("the training step did not reach its cross-entropy a second time")
+    return given[0], given[1]
+
+
+def _compare(engine: Engine, trace: Trace, logits: torch.Tensor, target: torch.Tensor, *, exact: bool) -> float:
+    output = engine.output
+    if output is None:
+        raise MisconfigurationException(f"the head '{trace.head}' was not reached by the windowed step")
+    groups, batch = output.groups, output.batch
+    names = _names([group.window for group in groups])
+    offset = trace.rows - trace.loss_tail - target.numel() // batch
+    own, _ = select_rows(logits, target, groups, batch=batch, offset=offset)
+    others = int(logits.isnan().any(dim=1 if logits.ndim > 2 else -1).sum())
+    whole = not others and all(len(group.window) == engine.tokens for group in groups)
+    if own.isnan().any() or (not whole and others + own.shape[0] != target.numel()):
+        raise MisconfigurationException(
+            f"on {names} the rows of the loss are not the rows of the window: {others} of {target.numel()} rows lie "
+            f"outside it where {target.numel() - own.shape[0]} should; set prefix_tokens= if the prefix was taken for "
+            f"{trace.prefix(engine.tokens)} rows wrongly"
+        )
+    error = 0.0
+    for group, hidden in zip(groups, output.hidden, strict=True):
+        if not exact and group.window.start > 0:
+            continue
+        single, _ = select_rows(logits, target, [group], batch=batch, offset=offset)
+        plain, _ = select_rows(trace.logits, target, [group], batch=batch, offset=offset)
+        states = trace.hidden[group.samples, group.loss_start : group.stop]
+        error = max(error, _difference(hidden, states), _difference(single, plain))
+    allowed = (
+        1e-3
+        if logits.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(logits.device.type)
+        else 5e-2
+    )
+    if not error <= allowed:
+        cause = (
+            f"attention in the blocks '{trace.blocks}' is not causal: scaled_dot_product_attention is called with "
+            "neither is_causal nor attn_mask, so a row sees later rows"
+            if trace.unmasked
+            else f"something in the blocks '{trace.blocks}' lets a row see later rows (a mask that is not causal, "
+            "pooling or normalisation over time), or mixes rows outside attention"
+        )
+        raise MisconfigurationException(
+            f"on {names} the windowed states differ from the plain ones by {error:.1e} of the largest state, where "
+            f"{allowed:.0e} is allowed: {cause}"
+        )
+    return error
+
+
+def _names(windows: Sequence[Window]) -> str:
+    return ", ".join(map(str, dict.fromkeys(windows)))
+
+
+def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    a, b = a.float(), b.float()
+    return float((a - b).abs().max() / b.abs().max().clamp_min(1e-12))
