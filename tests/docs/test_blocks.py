@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +26,8 @@ from reco_lightning.experiments.study.plan import load_plan
 from reco_lightning.metrics.protocols import PROTOCOLS
 from reco_lightning.recipes.files import load_recipe, options_for, recipe_names, tables
 from tests.helpers.pages import PAGES, ROOT, Block, blocks_in, blocks_of, command_lines, reco_words
+from tests.helpers.processes import clean_environment, finish, forked
+from tests.helpers.run_pages import DONE
 
 pytestmark = pytest.mark.slow
 
@@ -63,22 +64,21 @@ def only_prints(words: list[str]) -> bool:
     return words[0] == "recipes" or words[-1] in ("--help", "--version")
 
 
-# -- one process that has imported the library, and a fork of it for each page
+# -- a process for each page
 
 
 class Runner:
-    """Sends requests to `run_pages`."""
+    """Takes the steps of a page in a process of its own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        environment = {
-            "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg",
-            "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache"),
-        }  # fmt: skip
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.helpers.run_pages"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | environment,
-        )  # fmt: skip
+        self.environment = clean_environment(
+            PYTHONPATH=str(ROOT),
+            WANDB_MODE="offline",
+            HF_HUB_OFFLINE="1",
+            MPLBACKEND="agg",
+            XDG_CACHE_HOME=str(folder / "cache"),
+        )
 
     def succeed(self, folder: Path, steps: list[list[Any]]) -> None:
         """Fails with the whole output where a step does."""
@@ -87,17 +87,17 @@ class Runner:
 
     def __call__(self, folder: Path, steps: list[list[Any]]) -> str:
         """What goes wrong when the steps are taken in the folder."""
-        self.process.stdin.write(json.dumps({"folder": str(folder), "steps": steps}) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        request = Path(f"{folder}.json")
+        request.write_text(json.dumps(steps))
+        with forked("tests.helpers.run_pages", request, environment=self.environment, folder=folder) as processes:
+            text = finish(processes, 300)
+        (process,) = processes
+        return "" if process.returncode == 0 and DONE in text else text[-6000:] or f"ended with {process.returncode}"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
-    runner = Runner(tmp_path_factory.mktemp("pages"))
-    yield runner
-    runner.process.communicate()
-    assert runner.process.returncode == 0
+def run(tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    return Runner(tmp_path_factory.mktemp("pages"))
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,14 @@ output and status.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import runpy
 import socket
 import sys
+import threading
+import traceback
 
 __all__ = ["serve"]
 
@@ -55,7 +58,21 @@ if __name__ == "__main__":
     os.chdir(started["folder"])
     module, *arguments = started["arguments"]
     sys.argv = [module, *arguments]  # run_module puts the file in the place of the name
-    if module.endswith(".py"):
-        runpy.run_path(module, run_name="__main__")
-    else:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    status = 0
+    try:
+        if module.endswith(".py"):
+            runpy.run_path(module, run_name="__main__")
+        else:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        status = 1
+        traceback.print_exc()
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # the rest of an interpreter's end takes seconds

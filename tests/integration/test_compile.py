@@ -116,7 +116,8 @@ def test_compiled_networks_train_to_the_same_weights_without_a_graph_break(name)
     )  # pairs of windows, or windows
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+# SDPA called by us, by torch and by transformers; other engines and groups cut the same calls
+@pytest.mark.parametrize("name", ["reference", "gpt", "nn.TransformerEncoder", "llama"])
 def test_sizes_that_are_symbols(name):
     """torch makes them so where one network runs on sequences of several lengths."""
     build, options = NETWORKS[name]

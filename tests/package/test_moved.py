@@ -44,9 +44,9 @@ def test_a_module_of_0_1_0_is_found_with_its_public_names(name: str) -> None:
 
 @pytest.mark.slow
 def test_the_warning_points_at_the_import() -> None:
-    code = "import warnings\nwarnings.simplefilter('error', DeprecationWarning)\n\nimport reco_lightning.callback\n"
+    code = "import warnings\nwarnings.simplefilter('error', DeprecationWarning)\n\nimport reco_lightning.recipe_merge\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "DeprecationWarning: reco_lightning.callback has moved to reco_lightning.callbacks.reco" in done.stderr
+    assert "DeprecationWarning: reco_lightning.recipe_merge has moved to reco_lightning.recipes.merge" in done.stderr
     quiet = code.replace("'error'", "'default'")
     done = subprocess.run([sys.executable, "-c", quiet], capture_output=True, text=True, check=False)
     assert "<string>:4: DeprecationWarning" in done.stderr

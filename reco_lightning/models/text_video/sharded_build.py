@@ -45,6 +45,7 @@ def build_sharded(network: TextVideoNetwork, mesh: DeviceMesh) -> None:
         whole.build()
     with torch.device("meta"):
         network.build()
+        network.language_model.tie_weights()  # transformers 5.0 does not on the meta device
     shard(network, mesh)
     network.to_empty(device=mesh.device_type)
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)

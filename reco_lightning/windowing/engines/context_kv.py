@@ -30,12 +30,33 @@ class KeptKeys:
     Args:
         rows: A, context rows.
         enough: Number of attentions after which the block's context pass ends; ``None`` lets it run through.
+
+    Attributes:
+        mask: The mask that the block is called with on its window, (..., W, A + W); ``None`` where it takes none.
     """
 
     def __init__(self, rows: int, enough: int | None = None) -> None:
         self.rows = rows
         self.enough = enough
         self.pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.mask: torch.Tensor | None = None
+
+    def restore(self, attn_mask: torch.Tensor) -> torch.Tensor:
+        """Returns the block's whole mask in the place of one that the block has cut to the keys that it makes itself.
+
+        transformers before 5 does ``mask[..., :keys]``: of a window it takes the context's columns.
+
+        Raises:
+            RuntimeError: If the block has made another mask of it.
+        """
+        if self.mask is None:
+            return attn_mask
+        if self.mask.shape[:-1] != attn_mask.shape[:-1] or self.mask.dtype != attn_mask.dtype:
+            raise RuntimeError(
+                "a block was called with a mask over context and window and attended with one over as many keys as the "
+                "window has; attend with the mask as it is given, or set engine='cache' for layers that take a cache"
+            )
+        return self.mask
 
     def keep(self, key: torch.Tensor, value: torch.Tensor) -> None:
         """Keeps (B, heads, A, E) each; what follows in the pass runs without gradient.
@@ -114,7 +135,12 @@ class AttentionJoint:
         joined = taken = 0
 
         def attend(
-            query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+            query: torch.Tensor,
+            key: torch.Tensor,
+            value: torch.Tensor,
+            attn_mask: torch.Tensor | None = None,
+            *args: Any,
+            **kwargs: Any,
         ) -> torch.Tensor:
             nonlocal joined, taken
             # no "in": torch.compile finds no size that it does not know by it
@@ -123,9 +149,11 @@ class AttentionJoint:
                 if key.shape[-2] == rows:
                     context = kept.take(taken)
                     taken += 1
+                    if attn_mask is not None and attn_mask.shape[-1] == rows:
+                        attn_mask = kept.restore(attn_mask)
                 joined += 1
-                return join_context(query, key, value, context, *args, **kwargs)
-            return scaled_dot_product_attention(query, key, value, *args, **kwargs)
+                return join_context(query, key, value, context, attn_mask, *args, **kwargs)
+            return scaled_dot_product_attention(query, key, value, attn_mask, *args, **kwargs)
 
         with FunctionTap({scaled_dot_product_attention: attend}):
             return call(), joined

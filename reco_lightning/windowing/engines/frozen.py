@@ -180,6 +180,7 @@ class FrozenEngine(PatchedEngine):
             cut = cut_call(
                 args, kwargs, states, start=start, stop=stop, rows=run.rows, samples=samples, batch=run.batch
             )
+            kept.mask = _mask_of(cut, stop - start, stop)
             cut = replace_arguments(original, *cut, changed)
             with self._adapted_from(index, start):
                 return original(*cut[0], **cut[1])
@@ -221,6 +222,13 @@ class FrozenEngine(PatchedEngine):
         except AttentionReachedError:
             return None
         return take_hidden((output,) if isinstance(output, torch.Tensor) else tuple(output), {})
+
+
+def _mask_of(call: tuple[tuple[Any, ...], dict[str, Any]], rows: int, keys: int) -> torch.Tensor | None:
+    """The one argument that is shaped as a mask over context and window, (B, heads or 1, rows, keys)."""
+    values = [value for value in (*call[0], *call[1].values()) if isinstance(value, torch.Tensor) and value.ndim == 4]
+    masks = [value for value in values if value.shape[-2] == rows and value.shape[-1] == keys]
+    return masks[0] if len(masks) == 1 else None
 
 
 def _autocast_without_cache(device: str) -> AbstractContextManager[Any]:
