@@ -77,7 +77,7 @@ _HOMES = {
     "engines.interception": "windowing.engines.interception",
     "engines.joining": "windowing.engines.context_kv",
     "engines.mingpt": "windowing.engines.mingpt",
-    "engines.patched": "windowing.engines.patched",
+    "engines.patched": "windowing.engines.base",
     "engines.rehearsal": "windowing.injection.step_trace",
     "engines.sandbox": "windowing.injection.dry_run",
     "engines.select": "windowing.injection.engine_selection",

@@ -164,7 +164,7 @@ def explain(module: pl.LightningModule, batch: Any, callback: ReCoCallback, *, b
         network=trace.network,
         blocks=trace.blocks,
         head=trace.head,
-        prefix_tokens=trace.prefix(settings.sampler.tokens),
+        prefix_tokens=trace.layout(settings.sampler.tokens).prefix(trace.rows),
         error=selection.error,
         report=selection.report,
         plain_operations=plain[0],

@@ -15,7 +15,7 @@ import torch
 
 from reco_lightning.windowing.sampler import Window
 
-__all__ = ["Context", "Group", "Unread", "WindowOutput", "split_batch"]
+__all__ = ["Context", "Group", "RowLayout", "Unread", "WindowOutput", "split_batch"]
 
 Context = Literal["frozen", "keys", "attached", "dropped"]
 
@@ -82,18 +82,35 @@ class WindowOutput:
         return self.logits is not None or self.unread is not None
 
 
+@dataclass(frozen=True)
+class RowLayout:
+    """Where the video's tokens lie in the network's sequence.
+
+    Args:
+        tokens: N, video tokens of a sample.
+        trailing_rows: Rows after the one that predicts the last video token: 0 where the last token is not fed, 1 where
+            it is.
+    """
+
+    tokens: int
+    trailing_rows: int = 0
+
+    def prefix(self, rows: int) -> int:
+        """P, the rows in front of the video tokens in a sequence of ``rows`` rows."""
+        return rows - self.trailing_rows - self.tokens + 1
+
+
 def split_batch(
-    windows: Sequence[Window], *, batch: int, rows: int, tokens: int, tail: int, attached: int = 0
+    windows: Sequence[Window], layout: RowLayout, *, batch: int, rows: int, attached: int = 0
 ) -> tuple[Group, ...]:
     """Places windows of tokens on rows of the network and shares the batch out among them.
 
     Args:
         windows: One window per group; a batch smaller than their number uses as many of them as it has samples, evenly
             spread.
+        layout: Where the tokens lie.
         batch: B, the size of the batch.
         rows: T, the length of the network's sequence.
-        tokens: N, video tokens of a sample.
-        tail: Rows after the one that predicts the last video token: 0 where the last token is not fed, 1 where it is.
         attached: Tokens in front of each window that are run with gradient too.
 
     Returns:
@@ -103,15 +120,15 @@ def split_batch(
         ValueError: If the sequence is too short to hold the video's tokens.
 
     Example:
-        >>> group, = split_batch([Window(4, 8)], batch=2, rows=8, tokens=8, tail=0)
+        >>> group, = split_batch([Window(4, 8)], RowLayout(8), batch=2, rows=8)
         >>> (group.first, group.loss_start, group.stop)
         (4, 4, 8)
     """
-    shift = rows - tail - tokens  # row of the state that predicts video token 0; -1 without a prefix
+    shift = layout.prefix(rows) - 1  # row of the state that predicts video token 0; -1 without a prefix
     if shift < -1:
         raise ValueError(
-            f"the network's sequence has {rows} rows, too few for frame_blocks x tokens_per_block = {tokens} video "
-            "tokens; make the sampler's frame_blocks and tokens_per_block those of your token grid"
+            f"the network's sequence has {rows} rows, too few for frame_blocks x tokens_per_block = {layout.tokens} "
+            "video tokens; make the sampler's frame_blocks and tokens_per_block those of your token grid"
         )
     count = min(len(windows), batch)
     chosen = [windows[(2 * index + 1) * len(windows) // (2 * count)] for index in range(count)]

@@ -15,7 +15,9 @@ from collections.abc import Callable
 import torch
 
 from reco_lightning import VideoTransformer, Window
+from reco_lightning.windowing.engines.base import Head
 from reco_lightning.windowing.engines.frozen import FrozenEngine
+from reco_lightning.windowing.rows import RowLayout
 
 DEPTH, WINDOW = 24, Window(8, 16)
 FIRST, STOP = WINDOW.start, WINDOW.stop
@@ -38,7 +40,7 @@ def main() -> None:
     torch.set_num_threads(1)
     network = VideoTransformer(vocab_size=16, grid=(5, 2, 2), dim=16, depth=DEPTH, heads=2)
     tokens = torch.randint(16, (1, 19))
-    engine = FrozenEngine(list(network.blocks), network.head, tokens=20, tail=0)
+    engine = FrozenEngine(list(network.blocks), Head(network.head), RowLayout(20))
     engine.install()
 
     def armed() -> torch.Tensor:

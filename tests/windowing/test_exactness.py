@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from reco_lightning.models.transformer import VideoTransformer
+from reco_lightning.windowing.engines.base import Head
 from reco_lightning.windowing.engines.frozen import FrozenEngine
 from reco_lightning.windowing.losses.continuity import continuity_loss
+from reco_lightning.windowing.rows import RowLayout
 from reco_lightning.windowing.sampler import Window, WindowSampler
 from tests.helpers import reference
 
@@ -71,7 +73,7 @@ def engine_gradients(
     weight: float = 0.0,
     attached: int = 0,
 ) -> dict[str, torch.Tensor]:
-    engine = FrozenEngine(network.blocks, network.head, tokens=N, tail=0, context=context)
+    engine = FrozenEngine(network.blocks, Head(network.head), RowLayout(N), context=context)
     network.zero_grad()
     engine.install()
     try:
@@ -110,7 +112,7 @@ def test_reference_is_the_network(prefix):
 def test_logits_equal_the_plain_forward_on_every_window_and_nan_elsewhere(prefix, context):
     network, tokens, labels = make(prefix)
     plain = network(tokens[:, :-1], labels)
-    engine = FrozenEngine(network.blocks, network.head, tokens=N, tail=0, context=context)
+    engine = FrozenEngine(network.blocks, Head(network.head), RowLayout(N), context=context)
     engine.install()
     for window in WINDOWS:
         engine.arm([window])

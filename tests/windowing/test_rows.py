@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from reco_lightning.windowing.rows import Group, split_batch
+from reco_lightning.windowing.rows import Group, RowLayout, split_batch
 from reco_lightning.windowing.sampler import Window
 
 N = 20
@@ -15,7 +15,7 @@ N = 20
 
 def rows_of(window, *, prefix, last_fed):
     rows = prefix + N - (not last_fed)
-    (group,) = split_batch([window], batch=3, rows=rows, tokens=N, tail=int(last_fed))
+    (group,) = split_batch([window], RowLayout(N, int(last_fed)), batch=3, rows=rows)
     assert group.window == window
     assert group.samples == slice(0, 3)
     return group.first, group.loss_start, group.stop
@@ -70,7 +70,7 @@ WINDOWS = [Window(4 * index, 4 * index + 8) for index in range(4)]
     ],
 )
 def test_the_batch_is_shared_out_evenly(batch, windows, sizes, used):
-    groups = split_batch(WINDOWS[:windows], batch=batch, rows=N, tokens=N, tail=0)
+    groups = split_batch(WINDOWS[:windows], RowLayout(N), batch=batch, rows=N)
     assert [group.samples.stop - group.samples.start for group in groups] == sizes
     assert [group.window for group in groups] == [WINDOWS[index] for index in used]
     assert groups[0].samples.start == 0
@@ -79,7 +79,7 @@ def test_the_batch_is_shared_out_evenly(batch, windows, sizes, used):
 
 
 def test_groups_compare_by_value():
-    arguments = {"batch": 2, "rows": N, "tokens": N, "tail": 0}
+    arguments = {"layout": RowLayout(N), "batch": 2, "rows": N}
     assert split_batch(WINDOWS, **arguments) == split_batch(WINDOWS, **arguments)
     assert split_batch(WINDOWS[:1], **arguments) == (Group(WINDOWS[0], slice(0, 2), first=0, loss_start=0, stop=8),)
 
@@ -87,4 +87,4 @@ def test_groups_compare_by_value():
 @pytest.mark.parametrize(("rows", "tail"), [(N - 2, 0), (N - 1, 1)])
 def test_a_sequence_too_short_for_the_video_is_refused(rows, tail):
     with pytest.raises(ValueError, match=rf"{rows} rows, too few for .* = 20 video tokens; make the sampler's"):
-        split_batch([WINDOWS[0]], batch=2, rows=rows, tokens=N, tail=tail)
+        split_batch([WINDOWS[0]], RowLayout(N, tail), batch=2, rows=rows)

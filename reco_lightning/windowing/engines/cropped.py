@@ -11,16 +11,17 @@ import torch
 from torch import nn
 from typing_extensions import override
 
+from reco_lightning.windowing.engines.base import Engine, Head, Run
 from reco_lightning.windowing.engines.call_slicing import take_hidden
 from reco_lightning.windowing.engines.interception import PatchedMethod
-from reco_lightning.windowing.engines.patched import PatchedEngine, Run
+from reco_lightning.windowing.rows import RowLayout
 
 __all__ = ["DroppedEngine"]
 
 _SEQUENCE_ARGUMENTS = ("attention_mask", "position_ids", "token_type_ids", "inputs_embeds")
 
 
-class DroppedEngine(PatchedEngine):
+class DroppedEngine(Engine):
     """Feeds the network the prefix and the window's tokens alone, so that positions count from the window's start.
 
     Every window is then trained as if it were the beginning of a video; without a prefix its first token is not
@@ -29,31 +30,13 @@ class DroppedEngine(PatchedEngine):
 
     Args:
         network: The network; its forward takes the sequence.
-        head: The module that maps the states to logits.
-        tokens: N, video tokens of a sample.
-        tail: Rows after the one that predicts the last video token, 0 or 1.
+        head: The head.
+        layout: Where the video's tokens lie in the network's sequence.
         rows: T, rows that the blocks saw on the batch that the first armed forward gets.
-        fill: What logits of other rows hold in training, see ``Engine``.
-        placeholder: What a training forward returns in the place of logits, see ``PatchedEngine``.
-        linear_head: The head, where the loss makes its logits, likewise.
     """
 
-    name = "dropped"
-
-    def __init__(
-        self,
-        network: nn.Module,
-        head: nn.Module,
-        *,
-        tokens: int,
-        tail: int,
-        rows: int,
-        fill: float = float("nan"),
-        placeholder: torch.Tensor | None = None,
-        linear_head: nn.Linear | None = None,
-    ) -> None:
-        patches = [PatchedMethod(network, "forward", self._network), PatchedMethod(head, "forward", self._head)]
-        super().__init__(patches, tokens=tokens, tail=tail, fill=fill, placeholder=placeholder, linear_head=linear_head)
+    def __init__(self, network: nn.Module, head: Head, layout: RowLayout, *, rows: int) -> None:
+        super().__init__("dropped", [PatchedMethod(network, "forward", self._network)], head, layout)
         self._first_rows = rows
         self._inner_prefix: int | None = None
 
@@ -68,7 +51,7 @@ class DroppedEngine(PatchedEngine):
             self._inner_prefix = self._first_rows - sequence.shape[1]
         rows = sequence.shape[1] + self._inner_prefix
         groups, whole = self._split(len(sequence), rows)
-        prefix = rows - self.tail - self.tokens + 1
+        prefix = self.layout.prefix(rows)
         if prefix == 0:
             groups = tuple(replace(group, loss_start=group.window.start) for group in groups)
         self._run = Run(groups, rows, len(sequence), whole)

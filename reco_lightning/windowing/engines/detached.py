@@ -17,11 +17,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from typing_extensions import override
 
-from reco_lightning.windowing.engines.call_slicing import cut_call, map_hidden, take_hidden
+from reco_lightning.windowing.engines.base import Engine, Head, Run
+from reco_lightning.windowing.engines.call_slicing import cut_call, map_hidden
 from reco_lightning.windowing.engines.interception import PatchedMethod
-from reco_lightning.windowing.engines.patched import PatchedEngine, Run
-from reco_lightning.windowing.rows import Context
+from reco_lightning.windowing.rows import Context, RowLayout
 
 __all__ = ["DetachedEngine"]
 
@@ -44,49 +45,37 @@ def _select(mask: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return mask[:, : grid.numel()].view(batch, *grid, 1)
 
 
-class DetachedEngine(PatchedEngine):
+class DetachedEngine(Engine):
     """Runs blocks on rows whose context part is detached at every block's entrance.
 
     Args:
         blocks: The network's blocks in order; states (B, T, D), or (B, T, H, W, C) where the length is fixed.
-        head: The module that maps the states to logits.
-        tokens: N, video tokens of a sample.
-        tail: Rows after the one that predicts the last video token, 0 or 1.
+        head: The head.
+        layout: Where the video's tokens lie in the network's sequence.
         context: ``"attached"`` leaves the context's gradients on; ``"frozen"`` and ``"keys"`` detach its states.
         fixed_length: Whether all rows are run, or those up to the window's end.
-        fill: What logits of other rows hold in training, see ``Engine``.
-        placeholder: What a training forward returns in the place of logits, see ``PatchedEngine``.
-        linear_head: The head, where the loss makes its logits, likewise.
     """
 
     def __init__(
         self,
         blocks: Sequence[nn.Module],
-        head: nn.Module,
+        head: Head,
+        layout: RowLayout,
         *,
-        tokens: int,
-        tail: int,
         context: Context = "frozen",
         fixed_length: bool,
-        fill: float = float("nan"),
-        placeholder: torch.Tensor | None = None,
-        linear_head: nn.Linear | None = None,
     ) -> None:
         patches = [PatchedMethod(block, "forward", partial(self._block, index)) for index, block in enumerate(blocks)]
-        patches.append(PatchedMethod(head, "forward", self._head))
-        super().__init__(patches, tokens=tokens, tail=tail, fill=fill, placeholder=placeholder, linear_head=linear_head)
-        self.name = "masked" if fixed_length else "prefix"
+        super().__init__("masked" if fixed_length else "prefix", patches, head, layout)
         self.context = context
         self.fixed_length = fixed_length
         self._last = len(blocks) - 1
         self._run: _Run | None = None
 
-    def _start(self, hidden: torch.Tensor) -> None:
-        batch, rows = hidden.shape[0], hidden.shape[1:-1].numel()
-        groups, whole = self._split(batch, rows)
-        if self._run is not None and (self._run.groups, self._run.rows) == (groups, rows):
-            return
-        row = torch.arange(rows, device=hidden.device)
+    @override
+    def _start(self, run: Run, device: torch.device) -> _Run:
+        groups = run.groups
+        row = torch.arange(run.rows, device=device)
 
         def per_sample(bounds: list[int]) -> torch.Tensor:
             sizes = [group.samples.stop - group.samples.start for group in groups]
@@ -99,17 +88,12 @@ class DetachedEngine(PatchedEngine):
             constant = row < per_sample([group.first for group in groups])
         # A network of fixed length is given all rows: only altered ones show whether it looks at those of the future.
         later = row >= per_sample([group.stop for group in groups]) if self._inference else None
-        self._run = _Run(groups, rows, batch, whole, constant=constant, later=later)
+        return _Run(groups, run.rows, run.batch, run.whole, constant=constant, later=later)
 
     def _block(self, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self._windows is None:
-            return original(*args, **kwargs)
-        hidden = take_hidden(args, kwargs)
-        live = self._is_live(hidden)
-        if live and index == 0:
-            self._start(hidden)
+        hidden = self._windowed_states(index, args, kwargs)
         run = self._run
-        if not live or run is None or run.whole:
+        if hidden is None or run is None:
             return original(*args, **kwargs)
         states = hidden
         if index == 0:

@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
+from reco_lightning.windowing.engines.base import Engine, Head, Run
 from reco_lightning.windowing.engines.call_slicing import (
     checkpoints_itself,
     cut_call,
@@ -33,8 +34,7 @@ from reco_lightning.windowing.engines.call_slicing import (
 from reco_lightning.windowing.engines.context_kv import AttentionJoint, AttentionReachedError, Joint, KeptKeys
 from reco_lightning.windowing.engines.interception import PatchedMethod
 from reco_lightning.windowing.engines.mingpt import MinGPTAttention, is_mingpt_attention
-from reco_lightning.windowing.engines.patched import PatchedEngine, Run
-from reco_lightning.windowing.rows import Context
+from reco_lightning.windowing.rows import Context, RowLayout
 
 __all__ = ["FrozenEngine"]
 
@@ -56,15 +56,14 @@ class _Run(Run):
         return self.contexts[key] if keep else self.contexts.pop(key)
 
 
-class FrozenEngine(PatchedEngine):
+class FrozenEngine(Engine):
     """Runs a stack of attention blocks on windows with a frozen, key-trained or attached context.
 
     Args:
         blocks: The network's blocks in order; each is called once per forward with the states (B, T, D) first, and
             attends through ``torch.nn.functional.scaled_dot_product_attention`` (any context but ``"attached"``).
-        head: The module that maps the states (B, T, D) to logits (B, T, V).
-        tokens: N, video tokens of a sample.
-        tail: Rows after the one that predicts the last video token, 0 or 1.
+        head: The head.
+        layout: Where the video's tokens lie in the network's sequence.
         context: ``"frozen"`` (the paper), ``"keys"`` (the context's states are constants, but its keys and values train
             the projections that make them) or ``"attached"`` (the context is trained through).
         recompute: Whether blocks are run again in the backward pass (activation checkpointing): the context's states
@@ -72,30 +71,21 @@ class FrozenEngine(PatchedEngine):
         joint: How context keys and values reach the window's attention; through scaled dot-product attention by
             default.
         name: What the engine is called in reports.
-        fill: What logits of other rows hold in training, see ``Engine``.
-        placeholder: What a training forward returns in the place of logits, see ``PatchedEngine``.
-        linear_head: The head, where the loss makes its logits, likewise.
     """
 
     def __init__(
         self,
         blocks: Sequence[nn.Module],
-        head: nn.Module,
+        head: Head,
+        layout: RowLayout,
         *,
-        tokens: int,
-        tail: int,
         context: Context = "frozen",
         recompute: bool = False,
         joint: Joint | None = None,
         name: str = "frozen",
-        fill: float = float("nan"),
-        placeholder: torch.Tensor | None = None,
-        linear_head: nn.Linear | None = None,
     ) -> None:
         patches = [PatchedMethod(block, "forward", partial(self._block, index)) for index, block in enumerate(blocks)]
-        patches.append(PatchedMethod(head, "forward", self._head))
-        super().__init__(patches, tokens=tokens, tail=tail, fill=fill, placeholder=placeholder, linear_head=linear_head)
-        self.name = name
+        super().__init__(name, patches, head, layout)
         self.context = context
         self.recompute = recompute or any(checkpoints_itself(block) for block in blocks)
         self.last = len(blocks) - 1
@@ -120,21 +110,14 @@ class FrozenEngine(PatchedEngine):
             attention.remove()
         super().remove()
 
-    def _start(self, hidden: torch.Tensor) -> None:
-        batch, rows = hidden.shape[:2]
-        groups, whole = self._split(batch, rows)
-        if self._run is None or self._run.groups != groups or self._run.rows != rows:
-            self._run = _Run(groups, rows, batch, whole)
+    @override
+    def _start(self, run: Run, device: torch.device) -> _Run:
+        return _Run(run.groups, run.rows, run.batch, run.whole)
 
     def _block(self, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self._windows is None:
-            return original(*args, **kwargs)
-        hidden = take_hidden(args, kwargs)
-        live = self._is_live(hidden)
-        if live and index == 0:
-            self._start(hidden)
+        hidden = self._windowed_states(index, args, kwargs)
         run = self._run
-        if not live or run is None or run.whole:
+        if hidden is None or run is None:
             return original(*args, **kwargs)
         block = self._blocks[index]
         groups = range(len(run.groups))

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from reco_lightning.support.block_stacks import block_stacks
 from reco_lightning.support.transformers_cache import CACHE_ARGUMENTS, describe_module, find_cache_argument
-from reco_lightning.windowing.engines.base import Engine
+from reco_lightning.windowing.engines.base import Engine, Head
 from reco_lightning.windowing.engines.context_kv import AttentionJoint, CacheJoint, Joint
 from reco_lightning.windowing.engines.cropped import DroppedEngine
 from reco_lightning.windowing.engines.detached import DetachedEngine
@@ -86,29 +86,27 @@ def build_engine(
         MisconfigurationException: If the engine does not run such blocks; the text says why.
     """
     blocks = block_stacks(module)[trace.blocks]
-    head = module.get_submodule(trace.head)
+    module_of_head = module.get_submodule(trace.head)
     kind = f"the blocks '{trace.blocks}' ({describe_module(blocks[0])})"
-    # gradients of parameters behind the head would be NaN from rows of NaN
-    common: dict[str, Any] = {
-        "tokens": tokens,
-        "tail": trace.tail,
-        "fill": 0.0 if trace.learns_behind_head else float("nan"),
-        "placeholder": None,
-    }
+    placeholder = None
     # inside a compiled graph copies of a placeholder are real ones
-    untouched = trace.views_head or (trace.copies_head and not is_compiled(module))
-    if untouched and not _watches_outputs(module):
-        common["placeholder"] = trace.logits.new_full((), float("nan"), dtype=trace.head_type)
-        if chunked_loss and _is_plain_linear(head):
-            common["linear_head"] = head
+    if (trace.views_head or (trace.copies_head and not is_compiled(module))) and not _watches_outputs(module):
+        placeholder = trace.logits.new_full((), float("nan"), dtype=trace.head_type)
+    head = Head(
+        module_of_head,
+        outside_value=0.0 if trace.learns_behind_head else float("nan"),
+        placeholder=placeholder,
+        deferred=chunked_loss and placeholder is not None and _is_plain_linear(module_of_head),
+    )
+    layout = trace.layout(tokens)
     if name == "dropped":
-        return DroppedEngine(module.get_submodule(trace.network), head, rows=trace.rows, **common)
+        return DroppedEngine(module.get_submodule(trace.network), head, layout, rows=trace.rows)
     if name == "masked":
-        return DetachedEngine(blocks, head, context=context, fixed_length=True, **common)
+        return DetachedEngine(blocks, head, layout, context=context, fixed_length=True)
     if not trace.flat:
         raise MisconfigurationException(f"{kind} take states of more dimensions than (B, T, D), which cannot be cut")
     if name == "prefix":
-        return DetachedEngine(blocks, head, context=context, fixed_length=False, **common)
+        return DetachedEngine(blocks, head, layout, context=context, fixed_length=False)
     joint: Joint = AttentionJoint()
     if name == "cache":
         argument, *others = set(map(find_cache_argument, blocks))
@@ -128,7 +126,7 @@ def build_engine(
             f"{kind} attend without torch.nn.functional.scaled_dot_product_attention; let them attend by it (with "
             "transformers: attn_implementation='sdpa')"
         )
-    return FrozenEngine(blocks, head, context=context, recompute=trace.recomputed, joint=joint, name=name, **common)
+    return FrozenEngine(blocks, head, layout, context=context, recompute=trace.recomputed, joint=joint, name=name)
 
 
 def _has_mingpt_attention(block: nn.Module) -> bool:
@@ -245,7 +243,7 @@ def _report(
     notes = [
         f"engine '{engine.name}', context '{context}', on network '{trace.network or type(module).__name__}': "
         f"{len(block_stacks(module)[trace.blocks])} blocks '{trace.blocks}', head '{trace.head}', "
-        f"{trace.prefix(sampler.tokens)} prefix rows + {sampler.tokens} video tokens",
+        f"{trace.layout(sampler.tokens).prefix(trace.rows)} prefix rows + {sampler.tokens} video tokens",
         "not verified" if error is None else f"{compared} the plain forward to {error:.0e}",
     ]
     if engine.name in GRADIENTS and context != "attached":

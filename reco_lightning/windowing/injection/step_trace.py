@@ -20,6 +20,7 @@ from reco_lightning.windowing.injection.attention_watch import AttentionWatch, u
 from reco_lightning.windowing.injection.autograd_graph import depends, is_copied, reaches_parameter
 from reco_lightning.windowing.injection.dry_run import Sandbox, StepEndedError
 from reco_lightning.windowing.losses.cross_entropy import loss_rows
+from reco_lightning.windowing.rows import RowLayout
 
 __all__ = ["Hints", "Trace", "rehearse"]
 
@@ -85,9 +86,9 @@ class Trace:
     logits: torch.Tensor
     hidden: torch.Tensor
 
-    def prefix(self, tokens: int) -> int:
-        """P, the rows in front of ``tokens`` video tokens."""
-        return self.rows - self.tail - tokens + 1
+    def layout(self, tokens: int) -> RowLayout:
+        """Where ``tokens`` video tokens lie in the sequence."""
+        return RowLayout(tokens, self.tail)
 
 
 @dataclass

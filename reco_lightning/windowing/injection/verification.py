@@ -92,12 +92,12 @@ def _compare(engine: Engine, trace: Trace, logits: torch.Tensor, target: torch.T
     offset = trace.rows - trace.loss_tail - target.numel() // batch
     own, _ = select_rows(logits, target, groups, batch=batch, offset=offset)
     others = int(logits.isnan().any(dim=1 if logits.ndim > 2 else -1).sum())
-    whole = not others and all(len(group.window) == engine.tokens for group in groups)
+    whole = not others and all(len(group.window) == engine.layout.tokens for group in groups)
     if own.isnan().any() or (not whole and others + own.shape[0] != target.numel()):
         raise MisconfigurationException(
             f"on {names} the rows of the loss are not the rows of the window: {others} of {target.numel()} rows lie "
             f"outside it where {target.numel() - own.shape[0]} should; set prefix_tokens= if the prefix was taken for "
-            f"{trace.prefix(engine.tokens)} rows wrongly"
+            f"{engine.layout.prefix(trace.rows)} rows wrongly"
         )
     error = 0.0
     for group, hidden in zip(groups, output.hidden, strict=True):

@@ -201,8 +201,8 @@ class Injection:
     def __init__(self, engine: Engine, trace: Trace, continuity: Continuity, *, by_group: bool = False) -> None:
         self.engine = engine
         self.call = trace.call
-        self.loss = WindowLoss(continuity, tokens=engine.tokens, loss_tail=trace.loss_tail, by_group=by_group)
-        self._copied = trace.copies_head and engine.placeholder is not None
+        self.loss = WindowLoss(continuity, tokens=engine.layout.tokens, loss_tail=trace.loss_tail, by_group=by_group)
+        self._copied = trace.copies_head and engine.head.placeholder is not None
         self._placeholders: list[torch.Tensor] = []
         self._progress = 0.0
         self._calls = 0
@@ -230,8 +230,8 @@ class Injection:
         self.engine.arm(windows, attached=attached)
         handlers: dict[Callable[..., Any], Callable[..., Any]] = {F.cross_entropy: self.cross_entropy}
         if self._copied:
-            assert self.engine.placeholder is not None
-            self._placeholders = [self.engine.placeholder]
+            assert self.engine.head.placeholder is not None
+            self._placeholders = [self.engine.head.placeholder]
             handlers |= {function: partial(self._copy, function) for function in _COPIES}
         with FunctionTap(handlers):
             result = step()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from reco_lightning.windowing.losses.cross_entropy import loss_rows, select_rows, window_cross_entropy
-from reco_lightning.windowing.rows import split_batch
+from reco_lightning.windowing.rows import RowLayout, split_batch
 from reco_lightning.windowing.sampler import Window
 
 B, V, GRID = 4, 7, (3, 2, 2)
@@ -56,7 +56,7 @@ def in_window(groups, sample, row, offset):
 def test_every_layout_reduction_and_option_equals_loops(layout, windows, name):
     options = OPTIONS[name]
     logits, target, own_logits, own_target = case(layout)
-    groups = split_batch(windows, batch=B, rows=N, tokens=N, tail=0)
+    groups = split_batch(windows, RowLayout(N), batch=B, rows=N)
     cells = [
         (b, r, *row_loss(logits[b, r], target[b, r], **options))
         for b in range(B)
@@ -83,7 +83,7 @@ def test_every_layout_reduction_and_option_equals_loops(layout, windows, name):
 def test_the_callers_division_by_its_rows_gives_the_windows_mean(reduction, ignored):
     _, _, logits, target = case("flat")
     target[:ignored] = -100
-    groups = split_batch(ONE, batch=B, rows=N, tokens=N, tail=0)
+    groups = split_batch(ONE, RowLayout(N), batch=B, rows=N)
     arguments = {"batch": B, "offset": 0}
     mean = window_cross_entropy(logits, target, groups, **arguments)
     loss = window_cross_entropy(logits, target, groups, reduction=reduction, **arguments).sum()
@@ -92,12 +92,12 @@ def test_the_callers_division_by_its_rows_gives_the_windows_mean(reduction, igno
 
 def test_several_groups_give_the_token_weighted_mean():
     _, _, logits, target = case("flat")
-    groups = split_batch(TWO, batch=B, rows=N, tokens=N, tail=0)
+    groups = split_batch(TWO, RowLayout(N), batch=B, rows=N)
     joint = window_cross_entropy(logits, target, groups, batch=B, offset=0)
     parts = []
     for group in groups:
         rows = slice(group.samples.start * N, group.samples.stop * N)
-        own = split_batch([group.window], batch=2, rows=N, tokens=N, tail=0)
+        own = split_batch([group.window], RowLayout(N), batch=2, rows=N)
         parts.append(window_cross_entropy(logits[rows], target[rows], own, batch=2, offset=0))
     torch.testing.assert_close(joint, (4 * parts[0] + 8 * parts[1]) / 12)
 
@@ -112,7 +112,7 @@ def test_several_groups_give_the_token_weighted_mean():
 )
 def test_the_windows_rows_are_found_behind_any_prefix(rows, tail, length, offset):
     logits, target, own_logits, own_target = case("flat", length)
-    groups = split_batch(ONE, batch=B, rows=rows, tokens=N, tail=tail)
+    groups = split_batch(ONE, RowLayout(N, tail), batch=B, rows=rows)
     start = length - tail - N + 4  # loss row of token 4, counted from the target's end
     chosen = select_rows(own_logits, own_target, groups, batch=B, offset=offset)
     assert torch.equal(chosen[0], logits[:, start : start + 4].flatten(0, 1))
@@ -126,7 +126,7 @@ def test_rows_outside_the_window_may_be_nan_and_get_no_gradient(reduction):
     spoilt = leaf.clone()
     spoilt[:, :4] = float("nan")
     spoilt[:, 8:] = float("nan")
-    groups = split_batch(ONE, batch=B, rows=N, tokens=N, tail=0)
+    groups = split_batch(ONE, RowLayout(N), batch=B, rows=N)
     loss = window_cross_entropy(
         spoilt.flatten(0, 1), target.flatten(), groups, batch=B, offset=0, reduction=reduction, label_smoothing=0.1
     )
@@ -140,14 +140,14 @@ def test_rows_outside_the_window_may_be_nan_and_get_no_gradient(reduction):
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_the_whole_sequence_is_the_plain_call(reduction):
     _, _, logits, target = case("grid")
-    groups = split_batch([Window(0, N)], batch=B, rows=N, tokens=N, tail=0)
+    groups = split_batch([Window(0, N)], RowLayout(N), batch=B, rows=N)
     own = window_cross_entropy(logits, target, groups, batch=B, offset=0, reduction=reduction)
     torch.testing.assert_close(own, F.cross_entropy(logits, target, reduction=reduction), rtol=1e-12, atol=0)
 
 
 def test_a_window_of_ignored_rows_alone_sums_to_zero():
     _, _, logits, target = case("flat")
-    groups = split_batch(ONE, batch=B, rows=N, tokens=N, tail=0)
+    groups = split_batch(ONE, RowLayout(N), batch=B, rows=N)
     target = target.view(B, N).index_fill(1, torch.arange(4, 8), -100).flatten()
     assert window_cross_entropy(logits, target, groups, batch=B, offset=0, reduction="sum").item() == 0
 
