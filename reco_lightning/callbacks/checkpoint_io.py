@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints that appear under their name whole, on whatever disk: a plugin of the trainer."""
+"""A CheckpointIO plugin that writes checkpoints atomically."""
 
 from __future__ import annotations
 

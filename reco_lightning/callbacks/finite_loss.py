@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ends a training whose loss is no number any more, with the step, the window and the weights where it shows."""
+"""Stops training when the loss becomes NaN or infinite, and reports step, window and the first bad parameter."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shows during training where in the sequence the loss sits: a figure every few epochs, in any logger or as a file."""
+"""Plots the loss by token position every few epochs, to any logger or as a file."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shows during training what a model generates: clips as mp4 files, and in every logger that can show videos."""
+"""Generates videos during training, as mp4 files and in every logger that can show them."""
 
 from __future__ import annotations
 

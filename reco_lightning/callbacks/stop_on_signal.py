@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ends a run that is told to stop (SIGTERM): the batch at hand is finished, a checkpoint written, the process left."""
+"""Stops a run on SIGTERM: finishes the batch, writes a checkpoint, and exits."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user states against what a checkpoint holds: read from the command line, compared, kept through a resume.
+"""Lets command-line arguments override hyperparameters stored in a checkpoint.
 
 Used by `reco_lightning.cli.lightning`.
 """

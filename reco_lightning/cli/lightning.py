@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`reco fit`, `validate`, `test`, `predict` and `explain`: LightningCLI with two of its traps closed.
+"""`reco fit`, `validate`, `test`, `predict` and `explain`, built on LightningCLI.
 
 What the user states, as a flag or in a config file, wins over a checkpoint's hyperparameters, and a run's config is
 saved in that run's own folder.

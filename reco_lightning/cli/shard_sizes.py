@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers of a config that follow from the token shards, so that another tokenizer's shards are one changed line.
+"""Sets the sizes of network and sampler to those of the token shards.
 
 Used by `reco_lightning.cli.lightning` where a config sets `sizes_from_shards`.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training methods that the package names: what `recipes/method/*.yaml` say, as callbacks for Python."""
+"""Loads the training methods of `recipes/method/*.yaml` as callbacks."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well frames fit the text that they were generated from: CLIP score (arXiv 2604.07402, Table 5).
+"""CLIP score: how well frames match their caption (arXiv 2604.07402, Table 5).
 
 Measures decoded text-to-video samples. Weights come from a local folder; neither torchvision nor Pillow is needed.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From clips to features: what an extractor is, random features that need no download, and a TorchScript file's.
+"""Extracts features of clips with random convolutions or a TorchScript network.
 
 An extractor is any function from clips (B, 3, T, H, W) uint8 to features (B, D). `width` (D) and `weights` (a hash) are
 read from it where it has them.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running sums of features in float64, all that the distances between two sets of clips need, and their file.
+"""Running float64 sums of features, enough for every distance between two sets of clips.
 
 The sums of two parts of a data set add up to those of the whole, so processes can share the work.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the distances between real and generated clips share: running sums of features, their file, and a label.
+"""The base of metrics on running sums of features: update, file and label.
 
 The extractor is no submodule: its weights enter no checkpoint, no optimizer and no count of parameters.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A distance such as FVD by how much the videos move (arXiv 2604.07402, Table 6).
+"""Groups a distance such as FVD by the motion of the videos (arXiv 2604.07402, Table 6).
 
 Groups come from the mean optical flow at one resolution and stride; `motion_manifest` keeps them for the next run.
 """

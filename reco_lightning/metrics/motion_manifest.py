@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much the clips of a data set move: their groups by mean optical flow, measured once and kept on disk.
+"""Groups the clips of a data set by mean optical flow and stores the result.
 
 `motion_groups` measures a distance such as FVD in each group (arXiv 2604.07402, Table 6).
 """

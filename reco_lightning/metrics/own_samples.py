@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches of a model's own samples, in place of the data: what the loss by position is compared on.
+"""Yields batches of a model's own samples in place of data.
 
 Stands in front of `position_loss` (arXiv 2604.07402, Figures 8 to 10).
 """

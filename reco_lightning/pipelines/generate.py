@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands of `reco` that are no LightningCLI run: from files on disk to files on disk, each one function."""
+"""The `reco generate` command."""
 
 from __future__ import annotations
 

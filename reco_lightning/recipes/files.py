@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recipes: YAML files for `reco` that are composed of others; `recipes/tables.yaml` has one for each row of the paper.
+"""Finds and composes recipes; `recipes/tables.yaml` holds one for each row of the paper.
 
 Used by `reco_lightning.cli.entry_point`, which gives each command its part of a recipe, and by `reco recipes`.
 """

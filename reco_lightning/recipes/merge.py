@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How one part of a recipe is laid over another: as LightningCLI does it, and with changes of single list entries."""
+"""Merges one part of a recipe over another, as LightningCLI does, and changes single list entries."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether plain arguments are of their kind, asked before a range is compared or torch is called.
+"""Checks the types and ranges of arguments and names the one that is wrong.
 
 Each check takes arguments by their own names. The ranges stay where the arguments are used.
 """

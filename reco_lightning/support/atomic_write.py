@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that appear under their name complete, or not at all."""
+"""Atomic file writes: write to a temporary file, fsync, rename."""
 
 from __future__ import annotations
 

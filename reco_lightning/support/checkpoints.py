@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a checkpoint file to the LightningModule that it holds; used by the commands that need no trainer."""
+"""Loads the LightningModule of a checkpoint without running code in the file."""
 
 from __future__ import annotations
 

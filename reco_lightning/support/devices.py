@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which device a command computes on."""
+"""Picks the device that a command computes on."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a disk refuses, such as one that is full, told with the file, the reason and the remedy."""
+"""Adds the file name and a remedy to write errors such as a full disk."""
 
 from __future__ import annotations
 

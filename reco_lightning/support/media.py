@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write clips as mp4, lay them out as a grid and hand them to any logger: the last step, after decoding."""
+"""Writes clips as mp4, arranges them in grids and sends them to loggers."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of trainings and metrics as ``(fig, ax)``, also for loggers; needs matplotlib (extra `demo` or `metrics`)."""
+"""Draws figures of trainings and metrics as ``(fig, ax)`` (extra `demo` or `metrics`)."""
 
 from __future__ import annotations
 

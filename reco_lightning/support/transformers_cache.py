@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The argument by which layers and models of transformers take a key/value cache: releases give it different names."""
+"""Finds the argument by which layers and models of transformers take a key/value cache."""
 
 from __future__ import annotations
 

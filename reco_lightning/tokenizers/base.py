@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a video tokenizer is to this library, and the conversion between stored clips and its input range.
+"""The `VideoTokenizer` protocol, and the conversion between stored clips and its input range.
 
 Sits between the video reader (uint8 clips) and the token shards (integer ids); the way back leads from ids to
 uint8 clips.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the adapters of foreign tokenizers check before the library behind them would fail, or quietly drop frames."""
+"""Checks the input of other libraries' tokenizers before they fail or drop frames."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Filling a network with weights that have to fit it to the last key, or not at all."""
+"""Loads weights that must match a network to the last key."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A published network that is used and not trained."""
+"""The base of published tokenizers: frozen and in evaluation mode."""
 
 from __future__ import annotations
 

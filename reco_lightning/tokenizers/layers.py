@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers of a causal video network, in which no frame depends on a later one, and the encoder and decoder made of them.
+"""Layers of a causal video network, and the encoder and decoder made of them.
 
 All take and give (B, C, T, H, W).
 """

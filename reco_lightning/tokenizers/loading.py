@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a path to the tokenizer that it holds, told by the content: one argument chooses among all tokenizers.
+"""Loads any tokenizer from a path by the content of its files.
 
 Used wherever a tokenizer is named by a path: `reco tokenize`, `reco generate` and `SampleVideos`.
 """

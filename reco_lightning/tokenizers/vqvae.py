@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small causal video tokenizer to train yourself: clips to a grid of ids, and back.
+"""A small causal video tokenizer to train yourself.
 
 Trained once on a folder of videos; then its ids, stored as token shards, are what the video model learns.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counts what a step costs: floating-point operations, and bytes kept for the backward pass. Counts, never timings.
+"""Counts the floating-point operations and the saved bytes of a training step.
 
 Beside the pipeline: ``explain`` and the demo compare windowed and plain steps with it.
 """

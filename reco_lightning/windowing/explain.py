@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``explain``: what the callback would do with a module and a batch, why, and what a step would cost."""
+"""``explain``: reports the choice of network, blocks, head and engine, and the cost of a step."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Windows drawn by their running loss: first-frame balance (arXiv 2604.07402, §4.4) for every window, by what it costs.
+"""Samples windows in proportion to their running loss.
 
 Beside ``windows`` in the pipeline; the callback feeds it with the losses of its steps.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tokens a training step optimises: windows over frame blocks, with probabilities (arXiv 2604.07402, §4.3-4.4).
+"""``WindowSampler``: draws the tokens that a training step optimises (arXiv 2604.07402, §4.3-4.4).
 
 First stage of the pipeline ``windows -> continuity -> engines -> callback``; nothing here needs torch.
 """
@@ -11,6 +11,8 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+
+from reco_lightning.support.argument_checks import check_whole
 
 __all__ = ["Window", "WindowSampler"]
 
@@ -67,7 +69,6 @@ class WindowSampler:
     Attributes:
         starts: The possible window starts, in tokens, ascending; those of the training's beginning.
         probabilities: The probability of each start; they add up to 1.
-        stages: The share of the training from which on each sampler holds, ascending; the first is 0.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -91,16 +92,9 @@ class WindowSampler:
         seed: int = 0,
         schedule: Mapping[float, int] | None = None,
     ) -> None:
-        for name, value in (("frame_blocks", frame_blocks), ("tokens_per_block", tokens_per_block)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}")
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise ValueError(f"seed must be a whole number, got {seed!r}")
-        if (
-            isinstance(window_blocks, bool)
-            or not isinstance(window_blocks, int)
-            or not 1 <= window_blocks <= frame_blocks
-        ):
+        check_whole(at_least=1, frame_blocks=frame_blocks, tokens_per_block=tokens_per_block)
+        check_whole(seed=seed, window_blocks=window_blocks)
+        if not 1 <= window_blocks <= frame_blocks:
             raise ValueError(
                 f"window_blocks must be a whole number from 1 to frame_blocks={frame_blocks}, got {window_blocks!r}; "
                 "frame_blocks itself is the plain baseline"
@@ -123,10 +117,7 @@ class WindowSampler:
         stride = _stride_in_tokens(stride_blocks, tokens_per_block)
         self.starts: tuple[int, ...] = tuple(range(0, self.tokens - self.window_tokens + 1, stride))
         self.probabilities: tuple[float, ...] = _probabilities(self.starts, tokens_per_block, first_window_prob)
-        self.stages: tuple[tuple[float, WindowSampler], ...] = (
-            (0.0, self),
-            *((share, self._stage(share, blocks)) for share, blocks in sorted(self.schedule.items())),
-        )
+        self._later = tuple((share, self._stage(share, blocks)) for share, blocks in sorted(self.schedule.items()))
 
     def _stage(self, share: float, blocks: int) -> WindowSampler:
         if not 0 < share < 1:
@@ -142,6 +133,11 @@ class WindowSampler:
             )
         except ValueError as error:
             raise ValueError(f"schedule, from {share} on: {error}") from None
+
+    @property
+    def stages(self) -> tuple[tuple[float, WindowSampler], ...]:
+        """The share of the training from which on each sampler holds, ascending; the first is 0."""
+        return ((0.0, self), *self._later)
 
     @property
     def tokens(self) -> int:
@@ -206,7 +202,7 @@ class WindowSampler:
             probabilities: Of the starts, in the place of the sampler's own.
 
         Returns:
-            The windows in ascending order, turned round by a random number of places.
+            The windows in ascending order, rotated by a random offset.
 
         Raises:
             ValueError: If ``step`` is negative or ``groups`` below 1.

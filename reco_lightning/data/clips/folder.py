@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A data set of videos as a dataset of clips: what the tokenizer is trained on and what `reco tokenize` reads."""
+"""`VideoFolder`: a dataset of clips cut from the videos of a data set."""
 
 from __future__ import annotations
 

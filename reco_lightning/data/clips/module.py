@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches of clips from a data set of videos, split into training and validation: what trains the tokenizer."""
+"""`VideoDataModule`: batches of clips, split into training and validation."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Texts of video files, from a file of JSON lines; `reco tokenize` stores them with the clips."""
+"""Reads captions of video files from JSON lines."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The videos of a data set with their labels, captions and splits, from one of four sources; no video is opened.
+"""Indexes the videos of a data set with labels, captions and splits, without opening a video.
 
 Between a data set on disk and `VideoFolder`, which cuts the videos into clips. `layouts.py` chooses the source.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to say where a data set does not lie as its layout wants: what was expected, what was found, and what it is."""
+"""Explains why a folder does not have the layout that was asked for, and guesses which one it has."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layouts in which people have data sets: a name for each, and the index of videos that it leads to."""
+"""Names the layouts of data sets and opens an index for each."""
 
 from __future__ import annotations
 

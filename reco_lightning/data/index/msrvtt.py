@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MSR-VTT: videos with twenty captions each, from the annotation JSON or from the CSV files of the 1K-A split."""
+"""Indexes MSR-VTT from its annotation JSON or from the CSV files of the 1K-A split."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text files of the user's, line by line: lists, manifests and captions."""
+"""Reads the user's text files line by line."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""UCF101: labels as in `classInd.txt`, the official train and test lists, and the groups cut from one recording."""
+"""Indexes UCF101 with the labels of `classInd.txt`, the official splits and the groups of one recording."""
 
 from __future__ import annotations
 

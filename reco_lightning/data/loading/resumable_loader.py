@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A DataLoader that goes on in the middle of an epoch: what makes a resumed run equal the uninterrupted one.
+"""A DataLoader that resumes in the middle of an epoch.
 
 Lightning stores the state of any train loader that has `state_dict` and `load_state_dict` in its checkpoints and gives
 it back on resume; this loader then serves exactly the batches that were left, in the same order.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stream of batches that a training run sees: one pass over the data after another, split among processes.
+"""The order of samples over epochs, split among processes, as a function of the seed.
 
 `resumable.py` serves it; this file says which items it holds and where in it a run is.
 """

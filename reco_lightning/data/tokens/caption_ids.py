@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From captions to text ids, by any tokenizer of transformers in a local folder."""
+"""Converts captions to text ids with a tokenizer of transformers."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches of captions and video tokens from a folder of token shards: what trains a text-to-video model."""
+"""`CaptionDataModule`: batches of captions and video tokens from token shards."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether token shards fit the model and the windows they are to train: compared by numbers before the first step."""
+"""Compares token shards with network and sampler before the first step."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Token shards in object storage: exported as litdata datasets, streamed from there in training; extra `litdata`.
+"""Exports token shards as litdata datasets and streams them from object storage (extra `litdata`).
 
 An export holds the shards' `manifest.json`, `split.json` and the litdata datasets `train` and, if not empty, `val`.
 """

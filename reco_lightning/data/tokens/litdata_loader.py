@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A litdata loader under Lightning: epochs that follow each other rightly, whether or not the run was resumed."""
+"""A litdata loader whose epochs follow each other under Lightning, also after a resume."""
 
 from __future__ import annotations
 

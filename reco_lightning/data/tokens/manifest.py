@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of contents of a folder of token shards: `manifest.json`, read and written without running anything."""
+"""Reads and writes `manifest.json`, the table of contents of a folder of token shards."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches of tokens from a folder of token shards, split into training and validation: what trains the video model."""
+"""`TokenDataModule`: batches of tokens from token shards, split into training and validation."""
 
 from __future__ import annotations
 

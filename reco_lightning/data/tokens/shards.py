@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Token shards: clips tokenised once and stored, so that training reads ids alone.
+"""`TokenShards`: a dataset over memory-mapped token ids.
 
 A folder holds `manifest.json` and, per shard, two `.npy` files: ids, and a table of labels and of where each clip comes
 from. Both are memory-mapped; nothing that is read is ever executed.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes token shards: from a tokenizer's ids to files that `tokens.py` reads."""
+"""`TokenShardWriter`: writes token ids as shards."""
 
 from __future__ import annotations
 

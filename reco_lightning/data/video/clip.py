@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read clips of frames from one video file: the first step of the pipeline, before the tokenizer.
+"""Reads clips of frames from a video file.
 
 decord reads, opened anew for every clip, wherever `probe` has proved on the file itself that its frames are right.
 PyAV, which decodes from the start and counts, takes over for all other files. Where the video is a folder of frames,

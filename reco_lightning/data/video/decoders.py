@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two readers under `reco_lightning.data.video.clip`: decord, fast and not always right, and PyAV, which counts."""
+"""Decodes frames with decord, which is fast, or with PyAV, which is exact."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find the folders of frames below a folder, zip files opened as if they were folders, and the labels beside them."""
+"""Finds folders of frames, also inside zip files, and the labels beside them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A video that is a folder of pictures, one for each frame, on disk or inside a zip file: listed, checked and read."""
+"""Lists, checks and reads a video that is stored as one picture for each frame."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find the videos below a folder and probe every one: between the files and the index of clips in `VideoFolder`."""
+"""Finds the videos below a folder and probes each one."""
 
 from __future__ import annotations
 

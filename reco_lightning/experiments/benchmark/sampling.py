@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speed of sampling against ``generate`` of transformers with a static cache, both on the same weights.
+"""Compares the speed of sampling with ``generate`` of transformers on the same weights.
 
 Over a grid of one row and one column the reference network is a Llama: `as_llama` makes it, and both give the same ids.
 A taller or wider grid would only change the numbers in the table of rotary positions, not the work.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures steps of the plain model and of the windowed methods on one network: time, memory, operations."""
+"""Measures time, memory and operations of plain and windowed training steps."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""First stage of the demo: real videos, cut to small square views in a work folder, and their split by time."""
+"""Cuts real videos to small square clips, the first stage of the demo."""
 
 from __future__ import annotations
 

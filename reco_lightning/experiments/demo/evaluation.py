@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Last stage of the demo: measures the trained models on held-out clips, and lets them generate."""
+"""Measures the trained models on held-out clips, the last stage of the demo."""
 
 from __future__ import annotations
 

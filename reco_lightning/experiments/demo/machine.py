@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names the machine that the demo ran on: its numbers mean nothing without it."""
+"""Names the machine that the demo ran on."""
 
 from __future__ import annotations
 

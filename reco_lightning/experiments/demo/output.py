@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's output folder: made, and freed of an earlier demo's files, but of nothing else."""
+"""Prepares the demo's output folder and removes an earlier demo's files."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the demo shows and measures while it trains: one progress bar a stage, step times and validation curves."""
+"""Shows progress bars and records step times and validation losses while the demo trains."""
 
 from __future__ import annotations
 

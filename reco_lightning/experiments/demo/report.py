@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes what the demo found: `results.json`, `results.md`, figures, and `index.html` that shows everything."""
+"""Writes the demo's results: JSON, Markdown, figures and `index.html`."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo from end to end: clips, tokenizer, tokens, two trainings, measurements, page."""
+"""Runs the demo from end to end."""
 
 from __future__ import annotations
 

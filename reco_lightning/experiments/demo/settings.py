@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes of the demo: the full setting, the reduced one, and what both are made of."""
+"""The sizes of the demo, full and reduced."""
 
 from __future__ import annotations
 

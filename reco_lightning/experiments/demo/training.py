@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Middle stages of the demo: trains the tokenizer, then the same model plainly and with ReCo on the same batches."""
+"""Trains the demo's tokenizer, then the same model plainly and with ReCo on the same batches."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Follows a training step's memory and operations, on tensors without data too: what `reco plan` predicts from."""
+"""Tracks memory and operations of a training step, on fake tensors too."""
 
 from __future__ import annotations
 

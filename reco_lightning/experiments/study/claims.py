@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Claims on pieces of work in a shared folder: one process at a time holds a piece, and a dead one holds none."""
+"""Per-run file locks, released automatically when the process dies."""
 
 from __future__ import annotations
 

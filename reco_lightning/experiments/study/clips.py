@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's real clips as tokens of a small tokenizer, trained once a folder; split by time."""
+"""Real clips as tokens of a small tokenizer, split by time."""
 
 from __future__ import annotations
 

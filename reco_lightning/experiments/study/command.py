@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``reco study``: trains what is missing of a plan, alone or beside other processes, and writes its report."""
+"""``reco study``: trains the missing runs of a plan and writes its report."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Moving digits: small real pictures on a canvas, as tokens of a fixed codebook; made, never downloaded."""
+"""Moving digits as tokens of a fixed codebook, made without a download."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a study measures of a trained network: cross-entropy by token position, and the distance of its own clips."""
+"""Measures a trained network: loss by token position, and the distance of its samples."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plans: which runs a study is made of, read from short YAML files and checked before anything is trained."""
+"""Reads the plan of a study from YAML and checks it before anything is trained."""
 
 from __future__ import annotations
 

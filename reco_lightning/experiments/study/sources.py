@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a study's token clips come from: one protocol for moving digits and real clips."""
+"""The sources of a study's token clips: moving digits and real clips behind one protocol."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One run of a study: trains by a method through the Trainer, counts what it cost, measures, and gives a record."""
+"""Trains one run of a study, counts its cost and measures the result."""
 
 from __future__ import annotations
 

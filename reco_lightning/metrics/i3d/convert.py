@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From DeepMind's TensorFlow checkpoint of Inception-I3D (`rgb_scratch`, Apache-2.0) to a file that `load_i3d` reads.
+"""Converts DeepMind's TensorFlow checkpoint of Inception-I3D for `load_i3d`.
 
 The checkpoint is in the repository google-deepmind/kinetics-i3d, under `data/checkpoints/rgb_scratch`. Its data file is
 byte for byte that of the TF-Hub module of the first FVD: this is the network that the protocols mean.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From sampled ids to clips, and from first frames to ids: both ends of sampling, with any tokenizer.
+"""Decodes sampled ids to clips and encodes first frames to ids, with any tokenizer.
 
 A video longer than the model's clips is decoded as it was sampled, window by window, so that a tokenizer sees no more
 frame blocks at once than it does in training, and its memory does not grow with the video.

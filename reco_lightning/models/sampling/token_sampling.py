@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws of tokens from logits, each video with random numbers of its own: what sampling a network comes down to."""
+"""Samples tokens from logits with random numbers of each video's own."""
 
 from __future__ import annotations
 

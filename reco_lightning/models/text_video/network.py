@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A causal language model of transformers whose vocabulary goes on with video ids: captions in front, video behind."""
+"""Extends the vocabulary of a causal language model with video ids: captions in front, video behind."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shards a language model over processes (FSDP2): built once, by the first of them, and never whole on a device."""
+"""Builds a language model in shards over processes (FSDP2), never whole on a device."""
 
 from __future__ import annotations
 

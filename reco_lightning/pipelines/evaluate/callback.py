@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores a model's generated videos against a data set, as a callback of the trainer's test loop: `reco evaluate`.
+"""`EvaluateVideos`: generates videos and scores them against a data set in the test loop.
 
 Heavy extractors and the tokenizer live here and not in the model: a checkpoint never holds them.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The videos and captions behind the clips of token shards: what `EvaluateVideos` compares generated videos with."""
+"""Reads the videos and captions behind the clips of token shards."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluation leaves behind: one JSON file, one Markdown table, and a figure for each curve."""
+"""Writes an evaluation as JSON, a Markdown table and figures."""
 
 from __future__ import annotations
 

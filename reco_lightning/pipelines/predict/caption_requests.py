@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Captions as the data of `reco predict`: one video for each line of a text file."""
+"""`CaptionRequests`: a request for a video for each line of a text file."""
 
 from __future__ import annotations
 

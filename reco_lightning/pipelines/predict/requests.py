@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sampling through the trainer: requests for videos as the data of `predict`, and a writer of what comes back.
+"""`GenerationRequests`: requests for videos as the data of `reco predict`.
 
 The trainer deals the requests out to its processes. A video depends on the seed and its own index alone, so any number
 of processes and any batch size give the same set.

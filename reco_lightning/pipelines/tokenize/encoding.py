@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clips to ids through Lightning's predict loop, on any number of devices: the engine of `reco tokenize`.
+"""Encodes clips through Lightning's predict loop, on any number of devices.
 
 Clips come from a `VideoFolder`; ids go to an `UnfinishedTokens`, a file for each process.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a tokenisation keeps on disk while it runs, so that it can be killed at any moment and gone on with.
+"""Crash-safe partial output of `reco tokenize`: an interrupted run resumes without re-encoding.
 
 Between the encoder, whose processes append ids here in whatever order they get them, and the token shards, which are
 written in the order of the clips when all are there.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a data set of videos to a folder of token shards, once: what `reco tokenize` does."""
+"""`reco tokenize`: encodes a data set of videos into token shards."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of the OmniTokenizer release (Wang et al., arXiv 2406.09399): reading them, and what of them is not used.
+"""Reads the files of the OmniTokenizer release (Wang et al., arXiv 2406.09399).
 
 A file is read with `torch.load(weights_only=True)`: no code in it is run.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layout of an OmniTokenizer (Wang et al., arXiv 2406.09399): given by hand, or read from the shapes of weights.
+"""The configuration of an OmniTokenizer, given or inferred from the shapes of its weights (arXiv 2406.09399).
 
 Shapes cannot disagree with the weights, so the options stored beside them are only asked for what shapes do not show.
 """

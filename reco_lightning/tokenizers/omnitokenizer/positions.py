@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How attention in OmniTokenizer (Wang et al., arXiv 2406.09399) knows places: turns, offsets and distances."""
+"""Position encodings of OmniTokenizer: rotary, relative and ALiBi (Wang et al., arXiv 2406.09399)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Causal attention of the last rows of a sequence over all of it, as windows and cached sampling need it."""
+"""Causal attention of the last rows of a sequence over all of it."""
 
 from __future__ import annotations
 

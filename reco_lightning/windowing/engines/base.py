@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The base of all engines: forwards that are replaced while installed, windows while armed, the head on windows alone.
+"""The base of all engines: replaces a network's forwards and runs its head on windows alone.
 
 Rows are positions of the network's sequence (B, T, D), prefix included; tokens are video tokens, prefix not included.
 Row r predicts the token that stands at row r + 1.

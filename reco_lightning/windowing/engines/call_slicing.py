@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cuts a block's call down to some rows of the sequence: states, rotary tables, position ids, masks.
+"""Slices a block's call to some rows of the sequence: states, rotary tables, position ids, masks.
 
 Used by the engines, which run a block on its context's rows and on its window's.
 """

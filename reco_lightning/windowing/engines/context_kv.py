@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two ways in which the keys and values of a block's context reach the attention of its window.
+"""Hands keys and values of the context to the window's attention, through SDPA or a key/value cache.
 
 ``AttentionJoint`` sees every call of ``torch.nn.functional.scaled_dot_product_attention``; ``CacheJoint`` stands in for
 the key/value cache that transformers' layers take, whatever attention they run.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engines for networks whose attention cannot be reached: the context's states are detached between blocks.
+"""The engines ``prefix`` and ``masked``: detach the context's states between blocks.
 
 ``prefix`` runs the blocks on the rows up to the window's end, ``masked`` (networks of one fixed length) on all of them.
 In both the loss covers the window alone and the states of context rows are constants to every block; their keys and

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two reversible ways into somebody else's code: replace one module's method, or see a torch function's calls."""
+"""Intercepts other people's code reversibly: a module's method, or calls of a torch function."""
 
 from __future__ import annotations
 

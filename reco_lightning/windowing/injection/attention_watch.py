@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sees how the blocks of a network attend, while a rehearsal runs them."""
+"""Records how the blocks of a network attend during the trace."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What autograd's graph tells of the way from a head to its loss."""
+"""Queries on the autograd graph between head and loss."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a training step up to its cross-entropy and leaves no trace: here an injection is rehearsed and proved."""
+"""Runs a training step up to its loss and restores weights, buffers and random states."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Picks the engine for a network and proves it on the batch at hand: plain and windowed forward must agree."""
+"""Selects the first engine that serves a network and passes verification on the batch at hand."""
 
 from __future__ import annotations
 

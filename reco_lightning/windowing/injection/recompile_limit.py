@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Room for one compilation per window in networks under ``torch.compile``."""
+"""Raises torch.compile's limit of recompilations by one for each window."""
 
 from __future__ import annotations
 

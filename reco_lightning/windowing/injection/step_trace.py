@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds, by running a training step once, which blocks, head and rows of which network feed its cross-entropy."""
+"""Traces a training step and finds the blocks, the head and the rows that feed its loss."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cross-entropy of a linear head a few rows at a time: logits of all rows never exist, nor their gradients.
+"""Cross-entropy of a linear head in chunks of rows, without all logits in memory.
 
 Used by the injection in the place of a head and ``F.cross_entropy``. The gradients are made beside the loss, chunk by
 chunk, so that no product of matrices is done twice.

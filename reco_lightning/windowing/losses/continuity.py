@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Representation continuity: how far neighbouring states of a window lie apart (arXiv 2604.07402, Eq. 10).
+"""The representation-continuity loss between neighbouring states of a window (arXiv 2604.07402, Eq. 10).
 
 Second stage of the pipeline ``windows -> continuity -> engines -> callback``.
 """

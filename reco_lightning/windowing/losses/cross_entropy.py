@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The window's share of somebody else's cross-entropy: which rows of a call are a window's, and the call on them alone.
+"""Restricts a user's ``F.cross_entropy`` call to the rows of the sampled windows.
 
 Used by the injection, between an engine's windowed logits and the loss that training sees.
 """

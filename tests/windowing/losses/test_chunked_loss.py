@@ -352,11 +352,6 @@ def test_a_compiled_network(chunks):
         torch.testing.assert_close(value, other, atol=2e-6, rtol=1e-4)
 
 
-def test_takes_a_switch():
-    with pytest.raises(ValueError, match=r"chunked_loss must be True or False, got 3"):
-        ReCoCallback(sampler(), chunked_loss=3)
-
-
 def test_the_module_needs_no_logits_elsewhere(chunks):
     """What a step computes from the logits besides is NaN, as it was: a wrong use cannot pass unseen."""
     seen = []
