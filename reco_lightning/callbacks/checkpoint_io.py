@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.plugins import TorchCheckpointIO
 from typing_extensions import override
 
-from reco_lightning.support.atomic_write import whole_file
+from reco_lightning.support.atomic_write import atomic_write
 from reco_lightning.support.disk_errors import named_disk_errors
 
 __all__ = ["WholeCheckpointIO"]
@@ -54,5 +54,5 @@ class WholeCheckpointIO(TorchCheckpointIO):
             f"it needs {size / 1e6:.1f} MB more; checkpoints written before are as they were: free space, and resume "
             "with --ckpt_path"
         )
-        with named_disk_errors(path, remedy), whole_file(Path(path)) as part:
+        with named_disk_errors(path, remedy), atomic_write(Path(path)) as part:
             part.write_bytes(buffer.getbuffer())

@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from reco_lightning.callbacks.reco import ReCoCallback
-from reco_lightning.support.argument_checks import check_whole
+from reco_lightning.support.argument_checks import check_int
 from reco_lightning.windowing.sampler import Window
 
 __all__ = ["FiniteLoss", "first_not_finite"]
@@ -60,7 +60,7 @@ class FiniteLoss(pl.Callback):
     """
 
     def __init__(self, every_n_batches: int = 50) -> None:
-        check_whole(every_n_batches=every_n_batches)
+        check_int(every_n_batches=every_n_batches)
         if every_n_batches < 1:
             raise ValueError(f"every_n_batches must be 1 or more, got {every_n_batches}")
         self.every_n_batches = every_n_batches

@@ -17,7 +17,7 @@ from typing_extensions import override
 from reco_lightning.metrics.own_samples import generated_batches
 from reco_lightning.metrics.position_loss import PositionLoss, measure_position_loss
 from reco_lightning.models.video_model import VideoModel
-from reco_lightning.support.argument_checks import check_whole
+from reco_lightning.support.argument_checks import check_int
 from reco_lightning.support.media import run_folder
 from reco_lightning.support.plots import log_figure, position_cross_entropy
 
@@ -50,8 +50,8 @@ class PositionLossProfile(pl.Callback):
     def __init__(
         self, *, every_n_epochs: int = 10, batches: int | None = None, generated: int = 0, seed: int = 0
     ) -> None:
-        check_whole(every_n_epochs=every_n_epochs, generated=generated, seed=seed)
-        check_whole(or_none=True, batches=batches)
+        check_int(every_n_epochs=every_n_epochs, generated=generated, seed=seed)
+        check_int(or_none=True, batches=batches)
         if every_n_epochs < 1:
             raise ValueError(f"every_n_epochs must be 1 or more, got {every_n_epochs}")
         if batches is not None and batches < 1:

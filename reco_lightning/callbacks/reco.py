@@ -165,7 +165,7 @@ class ReCoCallback(pl.Callback):
     ) -> None:
         """Ends the step's window and logs what it measured."""
         if self._injection is not None:
-            self._injection.engine.disarm()
+            self._injection.engine.deactivate()
         if self._report is not None:
             if self._losses is not None:
                 for window, loss in self._report.losses:

@@ -17,7 +17,7 @@ from reco_lightning.models.sampling.decoding import decode_videos
 from reco_lightning.models.sampling.generate import generate
 from reco_lightning.models.sampling.token_sampling import check_sampling
 from reco_lightning.models.video_model import VideoModel
-from reco_lightning.support.argument_checks import check_path, check_whole
+from reco_lightning.support.argument_checks import check_int, check_path
 from reco_lightning.support.media import check_fps, log_videos, run_folder, video_grid, write_video
 from reco_lightning.tokenizers.base import VideoTokenizer
 from reco_lightning.tokenizers.loading import load_tokenizer
@@ -79,8 +79,8 @@ class SampleVideos(pl.Callback):
         fps: float = 8.0,
     ) -> None:
         check_path(tokenizer=tokenizer, or_none=True)
-        check_whole(every_n_epochs=every_n_epochs, n=n)
-        check_whole(every_n_steps=every_n_steps, label=label, or_none=True)
+        check_int(every_n_epochs=every_n_epochs, n=n)
+        check_int(every_n_steps=every_n_steps, label=label, or_none=True)
         check_fps(fps)
         if label is not None and label < 0:
             raise ValueError(f"label must be 0 or more, or None for no particular class, got {label}")

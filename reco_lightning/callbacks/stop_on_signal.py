@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
-from reco_lightning.support.argument_checks import check_whole
+from reco_lightning.support.argument_checks import check_int
 from reco_lightning.support.media import run_folder
 
 __all__ = ["STOPPED", "StopOnSignal", "last_checkpoint"]
@@ -71,7 +71,7 @@ class StopOnSignal(pl.Callback):
     """
 
     def __init__(self, every_n_batches: int = 10) -> None:
-        check_whole(every_n_batches=every_n_batches)
+        check_int(every_n_batches=every_n_batches)
         if every_n_batches < 1:
             raise ValueError(f"every_n_batches must be 1 or more, got {every_n_batches}")
         self.every_n_batches = every_n_batches

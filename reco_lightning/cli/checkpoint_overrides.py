@@ -18,10 +18,10 @@ import yaml
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
-__all__ = ["GivenOptimizerOptions", "changed_values", "merge_group", "stated"]
+__all__ = ["GivenOptimizerOptions", "changed_values", "explicit_arguments", "merge_group"]
 
 
-def stated(args: Sequence[str]) -> tuple[str | None, str | None]:
+def explicit_arguments(args: Sequence[str]) -> tuple[str | None, str | None]:
     """Finds the model class and the checkpoint that flags and config files name, later ones winning.
 
     Args:
@@ -31,7 +31,7 @@ def stated(args: Sequence[str]) -> tuple[str | None, str | None]:
         Class path or short class name, and checkpoint path; None where nothing is named.
 
     Example:
-        >>> stated(["fit", "--model=VideoModel", "--ckpt_path", "last.ckpt"])
+        >>> explicit_arguments(["fit", "--model=VideoModel", "--ckpt_path", "last.ckpt"])
         ('VideoModel', 'last.ckpt')
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

@@ -35,8 +35,8 @@ import reco_lightning.pipelines.predict.requests
 import reco_lightning.pipelines.predict.video_writer
 import reco_lightning.tokenizers.vqvae  # noqa: F401
 from reco_lightning.callbacks.reco import ReCoCallback
-from reco_lightning.cli.checkpoint_overrides import GivenOptimizerOptions, changed_values, stated
-from reco_lightning.cli.shard_sizes import adopt_sizes
+from reco_lightning.cli.checkpoint_overrides import GivenOptimizerOptions, changed_values, explicit_arguments
+from reco_lightning.cli.shard_sizes import infer_sizes
 from reco_lightning.pipelines.evaluate.callback import EvaluateVideos
 from reco_lightning.support.checkpoints import VIDEO_MODEL, checkpoint_model
 from reco_lightning.support.media import run_folder
@@ -132,7 +132,7 @@ class RecoCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the arguments with the checkpoint's model below everything that the user states."""
         args = sys.argv[1:] if args is None else list(args)
-        model_class, path = stated(args)
+        model_class, path = explicit_arguments(args)
         stored = checkpoint_model(path) if path and Path(path).is_file() else None
         if stored and model_class and not _same_class(model_class, stored["class_path"]):
             stored = None
@@ -142,7 +142,7 @@ class RecoCLI(LightningCLI):
             args = [*args[: self._leading], f"--model={lowest}", *args[self._leading :]]
         self.config = parser.parse_args(args)
         if self._arguments().get("sizes_from_shards"):
-            for key, (old, new) in adopt_sizes(self._arguments()).items():
+            for key, (old, new) in infer_sizes(self._arguments()).items():
                 rank_zero_info(f"{key}: {new!r} as in the shards; the config has {old!r}.")
         self.replaced = {}
         if stored:

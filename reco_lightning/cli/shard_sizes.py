@@ -12,7 +12,7 @@ from typing import Any
 
 from reco_lightning.data.tokens.manifest import MANIFEST, Manifest, read_manifest
 
-__all__ = ["adopt_sizes", "sizes_of"]
+__all__ = ["infer_sizes", "sizes_of"]
 
 
 def sizes_of(manifest: Manifest, *, frame_blocks: int) -> tuple[dict[str, Any], dict[str, int]]:
@@ -41,7 +41,7 @@ def sizes_of(manifest: Manifest, *, frame_blocks: int) -> tuple[dict[str, Any], 
     )
 
 
-def adopt_sizes(arguments: Any) -> dict[str, tuple[Any, Any]]:
+def infer_sizes(arguments: Any) -> dict[str, tuple[Any, Any]]:
     """Sets the sizes in the parsed arguments of a run to those of the shards in `data.folder`, if these are there.
 
     Args:

@@ -13,7 +13,7 @@ import yaml
 
 from reco_lightning import recipes
 from reco_lightning.callbacks.reco import ReCoCallback
-from reco_lightning.support.argument_checks import check_text
+from reco_lightning.support.argument_checks import check_str
 from reco_lightning.windowing.sampler import WindowSampler
 
 __all__ = ["Method", "load_method", "method_names"]
@@ -45,7 +45,7 @@ class Method:
     options: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        check_text(name=self.name)
+        check_str(name=self.name)
         if not isinstance(self.sampler, Mapping):
             raise ValueError(f"sampler must be a mapping of arguments, got {self.sampler!r}")
         if not isinstance(self.options, Mapping | None):

@@ -19,7 +19,7 @@ from torchmetrics import Metric
 from typing_extensions import override
 
 from reco_lightning.metrics.interval import check_videos
-from reco_lightning.support.argument_checks import check_path, check_whole
+from reco_lightning.support.argument_checks import check_int, check_path
 from reco_lightning.support.fingerprint import fingerprint
 from reco_lightning.support.plots import frame_scores
 
@@ -186,7 +186,7 @@ def clip_score(videos: Tensor, texts: Sequence[str], encoder: PictureTextEncoder
     if isinstance(texts, str) or not listed or len(texts) != len(videos):
         found = "one string" if isinstance(texts, str) else f"{len(texts)}" if listed else repr(texts)
         raise ValueError(f"texts must be a list of one text for each of {len(videos)} videos, got {found}")
-    check_whole(frames=frames)
+    check_int(frames=frames)
     length = videos.shape[2]
     if not 1 <= frames <= length:
         raise ValueError(f"frames must lie from 1 to {length}, the length of the videos, got {frames}")
@@ -246,7 +246,7 @@ class CLIPScore(Metric):
         self, encoder: str | os.PathLike[str] | PictureTextEncoder, *, frames: int = 17, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        check_whole(frames=frames)
+        check_int(frames=frames)
         if frames < 1:
             raise ValueError(f"frames must be 1 or more, got {frames}")
         self.frames = frames

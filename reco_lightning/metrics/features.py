@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reco_lightning.metrics.protocols import FVDProtocol, fvd_protocol, resize_frames
-from reco_lightning.support.argument_checks import check_path, check_whole
+from reco_lightning.support.argument_checks import check_int, check_path
 from reco_lightning.support.fingerprint import fingerprint
 
 __all__ = ["KNOWN_FILES", "FeatureExtractor", "RandomConvFeatures", "TorchScriptFeatures", "git_blob_id", "weights_id"]
@@ -110,7 +110,7 @@ class RandomConvFeatures(nn.Module):
 
     def __init__(self, *, seed: int = 0, width: int = 32) -> None:
         super().__init__()
-        check_whole(seed=seed, width=width)
+        check_int(seed=seed, width=width)
         if width < 1:
             raise ValueError(f"width must be 1 or more, got {width}")
         generator = torch.Generator().manual_seed(seed)
@@ -158,7 +158,7 @@ class TorchScriptFeatures:
         batch_size: int = 8,
     ) -> None:
         check_path(path=path)
-        check_whole(width=width, batch_size=batch_size)
+        check_int(width=width, batch_size=batch_size)
         if width < 1:
             raise ValueError(f"width must be 1 or more, got {width}")
         if batch_size < 1:

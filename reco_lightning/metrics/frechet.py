@@ -24,7 +24,7 @@ from reco_lightning.metrics.i3d.network import load_i3d
 from reco_lightning.metrics.moments import Moments
 from reco_lightning.metrics.moments_metric import MomentMetric
 from reco_lightning.metrics.protocols import FVDProtocol, check_clips, fvd_protocol
-from reco_lightning.support.argument_checks import check_path, check_tensor, check_whole
+from reco_lightning.support.argument_checks import check_int, check_path, check_tensor
 
 __all__ = [
     "FrechetVideoDistance",
@@ -115,7 +115,7 @@ def frechet_distance(real: Tensor, generated: Tensor, *, ddof: int = 1) -> Tenso
         17.0
     """
     check_tensor(real=real, generated=generated)
-    check_whole(ddof=ddof)
+    check_int(ddof=ddof)
     if ddof not in (0, 1):
         raise ValueError(f"ddof must be 0 or 1, got {ddof}")
     if real.ndim != 2 or generated.ndim != 2 or real.shape[1] != generated.shape[1]:
@@ -271,7 +271,7 @@ class RandomFeatureDistance(MomentMetric):
     """
 
     def __init__(self, *, frames: int | None = None, seed: int = 0, **kwargs: Any) -> None:
-        check_whole(seed=seed)
+        check_int(seed=seed)
         settings = {"protocol": f"no FVD: random convolutions, seed {seed}"}
         super().__init__(RandomConvFeatures(seed=seed), frames=frames, width=None, settings=settings, **kwargs)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
 
-from reco_lightning.support.argument_checks import check_tensor, check_whole, check_whole_sequence
+from reco_lightning.support.argument_checks import check_int, check_int_sequence, check_tensor
 from reco_lightning.support.plots import interval_curves
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def frame_pairs(frames: int, interval: int, pairs: Pairs) -> list[tuple[int, int
     """
     if pairs not in get_args(Pairs):
         raise ValueError(f"pairs must be one of {', '.join(get_args(Pairs))}, got {pairs!r}")
-    check_whole(intervals=interval)
+    check_int(intervals=interval)
     if not 1 <= interval < frames:
         raise ValueError(
             f"intervals must lie from 1 to {frames - 1} for clips of {frames} frames, got {interval}; give shorter "
@@ -110,7 +110,7 @@ def interval_psnr(videos: Tensor, intervals: Sequence[int] = INTERVALS, *, pairs
         [[50.0, 0.0]]
     """
     check_videos(videos)
-    check_whole_sequence(intervals=intervals)
+    check_int_sequence(intervals=intervals)
     if not intervals:
         raise ValueError("intervals must be one or more whole numbers, got []")
     frames = videos.shape[2]
@@ -146,7 +146,7 @@ class IntervalMetric(Metric):
 
     def __init__(self, intervals: Sequence[int] = INTERVALS, *, pairs: Pairs = "all", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        check_whole_sequence(intervals=intervals)
+        check_int_sequence(intervals=intervals)
         self.intervals = tuple(intervals)
         if not self.intervals or list(self.intervals) != sorted(set(self.intervals)):
             raise ValueError(f"intervals must be whole numbers of 1 or more, rising, got {list(intervals)}")

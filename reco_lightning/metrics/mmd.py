@@ -15,7 +15,7 @@ from torch import Tensor
 from reco_lightning.metrics.features import FeatureExtractor
 from reco_lightning.metrics.moments import Moments
 from reco_lightning.metrics.moments_metric import MomentMetric
-from reco_lightning.support.argument_checks import check_switch, check_tensor
+from reco_lightning.support.argument_checks import check_flag, check_tensor
 
 __all__ = ["PolynomialVideoMMD", "mmd_from_moments", "polynomial_mmd"]
 
@@ -80,7 +80,7 @@ def polynomial_mmd(real: Tensor, generated: Tensor, *, unbiased: bool = False) -
         12.5
     """
     check_tensor(real=real, generated=generated)
-    check_switch(unbiased=unbiased)
+    check_flag(unbiased=unbiased)
     if real.ndim != 2 or generated.ndim != 2 or real.shape[1] != generated.shape[1]:
         raise ValueError(
             f"features must be of shapes (N, D) and (M, D), got {tuple(real.shape)} and {tuple(generated.shape)}"
@@ -123,7 +123,7 @@ class PolynomialVideoMMD(MomentMetric):
         unbiased: bool = False,
         **kwargs: Any,
     ) -> None:
-        check_switch(unbiased=unbiased)
+        check_flag(unbiased=unbiased)
         protocol = getattr(getattr(extractor, "protocol", None), "describe", lambda: "the extractor's own")()
         settings = {"kernel": "(x.y / D)^2, times 100", "unbiased": unbiased, "protocol": protocol}
         super().__init__(extractor, frames=frames, width=width, settings=settings, **kwargs)

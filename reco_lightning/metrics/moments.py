@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from reco_lightning.support.argument_checks import check_path
-from reco_lightning.support.atomic_write import whole_file
+from reco_lightning.support.atomic_write import atomic_write
 
 __all__ = ["Moments", "load_moments", "save_moments"]
 
@@ -122,7 +122,7 @@ def save_moments(path: str | os.PathLike[str], moments: Moments, about: Mapping[
     """
     arrays = {field.name: getattr(moments, field.name).cpu().numpy() for field in fields(moments)}
     stored = json.dumps({"format": _FORMAT, "clips": moments.clips, **about}, sort_keys=True)
-    with whole_file(path) as part, open(part, "wb") as file:
+    with atomic_write(path) as part, open(part, "wb") as file:
         np.savez(file, about=np.array(stored), **arrays)
 
 

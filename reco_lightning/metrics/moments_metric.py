@@ -20,7 +20,7 @@ from torchmetrics import Metric
 from reco_lightning.metrics.features import FeatureExtractor, weights_id
 from reco_lightning.metrics.moments import Moments, load_moments, save_moments
 from reco_lightning.metrics.protocols import check_clips
-from reco_lightning.support.argument_checks import check_whole
+from reco_lightning.support.argument_checks import check_int
 
 __all__ = ["MomentMetric"]
 
@@ -64,7 +64,7 @@ class MomentMetric(Metric):
         super().__init__(**kwargs)
         if not callable(extractor):
             raise ValueError(f"extractor must be a function from clips to features, got {type(extractor).__name__}")
-        check_whole(frames=frames, width=width, or_none=True)
+        check_int(frames=frames, width=width, or_none=True)
         if frames is not None and frames < 1:
             raise ValueError(f"frames must be 1 or more, or None for any, got {frames}")
         width = getattr(extractor, "width", None) if width is None else width

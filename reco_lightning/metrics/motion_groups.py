@@ -19,7 +19,7 @@ from typing_extensions import override
 from reco_lightning.metrics.interval import check_videos
 from reco_lightning.metrics.motion_manifest import BOUNDS, GROUPS, motion_group
 from reco_lightning.metrics.optical_flow import mean_flow
-from reco_lightning.support.argument_checks import check_size, check_whole
+from reco_lightning.support.argument_checks import check_int, check_size
 from reco_lightning.support.plots import group_bars
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class MotionGroups(Metric):
         if not isinstance(metric, Metric):
             raise ValueError(f"metric must be a torchmetrics.Metric, got {type(metric).__name__}")
         check_size(size=size)
-        check_whole(min_count=min_count)
+        check_int(min_count=min_count)
         if min_count < 1:
             raise ValueError(f"min_count must be 1 or more, got {min_count}")
         self.size = (size[0], size[1])

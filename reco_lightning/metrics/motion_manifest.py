@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from reco_lightning.metrics.optical_flow import FARNEBACK, mean_flow
-from reco_lightning.support.argument_checks import check_path, check_size, check_tensor, check_whole
-from reco_lightning.support.atomic_write import whole_file
+from reco_lightning.support.argument_checks import check_int, check_path, check_size, check_tensor
+from reco_lightning.support.atomic_write import atomic_write
 
 __all__ = ["BOUNDS", "GROUPS", "MotionManifest", "measure_motion", "motion_group"]
 
@@ -104,7 +104,7 @@ class MotionManifest:
             The path written.
         """
         record = {"measure": _MEASURE, "bounds": list(BOUNDS)} | asdict(self) | {"flows": dict(self.flows)}
-        with whole_file(path) as part:
+        with atomic_write(path) as part:
             part.write_text(json.dumps(record, indent=1), encoding="utf-8")
         return Path(path)
 
@@ -180,7 +180,7 @@ def measure_motion(
         {'low': 1, 'medium': 0, 'high': 0}
     """
     check_size(size=size)
-    check_whole(stride=stride)
+    check_int(stride=stride)
     if stride < 1:
         raise ValueError(f"stride must be 1 or more, got {stride}")
     flows: dict[str, float] = {}

@@ -16,7 +16,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from reco_lightning.metrics.interval import INTERVALS, IntervalMetric, Pairs, check_videos, frame_pairs
-from reco_lightning.support.argument_checks import check_size, check_whole_sequence
+from reco_lightning.support.argument_checks import check_int_sequence, check_size
 
 __all__ = ["FARNEBACK", "IntervalOpticalFlow", "flow_magnitude", "interval_optical_flow", "mean_flow"]
 
@@ -83,7 +83,7 @@ def interval_optical_flow(videos: Tensor, intervals: Sequence[int] = INTERVALS, 
         [[0.0, 0.0]]
     """
     check_videos(videos)
-    check_whole_sequence(intervals=intervals)
+    check_int_sequence(intervals=intervals)
     if not intervals:
         raise ValueError("intervals must be one or more whole numbers, got []")
     places = [frame_pairs(videos.shape[2], interval, pairs) for interval in intervals]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from reco_lightning.models.sampling.generate import generate
 from reco_lightning.models.sampling.token_sampling import check_sampling
-from reco_lightning.support.argument_checks import check_whole
+from reco_lightning.support.argument_checks import check_int
 
 __all__ = ["check_batches", "generated_batches", "network_of", "token_layout", "unpack"]
 
@@ -132,7 +132,7 @@ def generated_batches(
     check_batches(batches)
     check_sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     tokens_per_block, blocks, front = token_layout(network)
-    check_whole(given_blocks=given_blocks, first_index=first_index)
+    check_int(given_blocks=given_blocks, first_index=first_index)
     if first_index < 0:
         raise ValueError(f"first_index must be 0 or more, got {first_index}")
     if not 0 <= given_blocks < blocks:

@@ -18,7 +18,7 @@ from torchmetrics import Metric
 from typing_extensions import override
 
 from reco_lightning.metrics.own_samples import check_batches, network_of, token_layout, unpack
-from reco_lightning.support.argument_checks import check_tensor, check_whole
+from reco_lightning.support.argument_checks import check_int, check_tensor
 from reco_lightning.support.plots import position_cross_entropy
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class PositionLoss(Metric):
 
     def __init__(self, num_tokens: int, tokens_per_block: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        check_whole(num_tokens=num_tokens, tokens_per_block=tokens_per_block)
+        check_int(num_tokens=num_tokens, tokens_per_block=tokens_per_block)
         if tokens_per_block < 1 or num_tokens < 1 or num_tokens % tokens_per_block:
             raise ValueError(
                 f"num_tokens must be whole frame blocks of tokens_per_block, got num_tokens={num_tokens} and "

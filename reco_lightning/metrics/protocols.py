@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reco_lightning.support.argument_checks import check_finite, check_tensor, check_whole
+from reco_lightning.support.argument_checks import check_finite, check_int, check_tensor
 
 __all__ = ["PROTOCOLS", "FVDProtocol", "check_clips", "fvd_protocol", "resize_frames"]
 
@@ -60,7 +60,7 @@ class FVDProtocol:
     place: Literal["first", "centre"] = "first"
 
     def __post_init__(self) -> None:
-        check_whole(frames=self.frames, clips=self.clips, ddof=self.ddof)
+        check_int(frames=self.frames, clips=self.clips, ddof=self.ddof)
         check_finite(norm_epsilon=self.norm_epsilon)
         if not isinstance(self.name, str):
             raise ValueError(f"name must be text, got {self.name!r}")

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from reco_lightning.support.argument_checks import check_finite, check_switch, check_whole, check_whole_sequence
+from reco_lightning.support.argument_checks import check_finite, check_flag, check_int, check_int_sequence
 from reco_lightning.support.causal_mask import causal_mask
 
 __all__ = [
@@ -240,10 +240,10 @@ class VideoTransformer(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        check_whole(vocab_size=vocab_size, dim=dim, depth=depth, heads=heads, num_classes=num_classes)
-        check_whole(or_none=True, hidden_dim=hidden_dim)
-        check_whole_sequence(grid=grid)
-        check_switch(start_token=start_token)
+        check_int(vocab_size=vocab_size, dim=dim, depth=depth, heads=heads, num_classes=num_classes)
+        check_int(or_none=True, hidden_dim=hidden_dim)
+        check_int_sequence(grid=grid)
+        check_flag(start_token=start_token)
         check_finite(dropout=dropout)
         for name, value in (("vocab_size", vocab_size), ("dim", dim), ("depth", depth), ("heads", heads)):
             if value < 1:

@@ -17,7 +17,7 @@ from typing_extensions import override
 from reco_lightning.models.larp.network import LARPTransformer
 from reco_lightning.models.sampling.generate import generate
 from reco_lightning.models.transformer import VideoTransformer
-from reco_lightning.support.argument_checks import check_betas, check_finite, check_whole
+from reco_lightning.support.argument_checks import check_betas, check_finite, check_int
 from reco_lightning.support.block_stacks import block_stacks
 
 __all__ = ["VideoModel", "adamw_with_warmup", "weight_decay_groups"]
@@ -94,7 +94,7 @@ class VideoModel(pl.LightningModule):
     ) -> None:
         super().__init__()
         check_finite(learning_rate=learning_rate, weight_decay=weight_decay, label_dropout=label_dropout)
-        check_whole(warmup_steps=warmup_steps)
+        check_int(warmup_steps=warmup_steps)
         check_betas(betas=betas)
         if not isinstance(network, (VideoTransformer, LARPTransformer, Mapping)):
             raise ValueError(

@@ -15,7 +15,7 @@ from reco_lightning.models.sampling.decoding import decode_videos, encode_first_
 from reco_lightning.models.sampling.generate import generate as sample
 from reco_lightning.models.sampling.token_sampling import check_sampling
 from reco_lightning.models.video_model import VideoModel
-from reco_lightning.support.argument_checks import check_path, check_switch, check_whole
+from reco_lightning.support.argument_checks import check_flag, check_int, check_path
 from reco_lightning.support.checkpoints import load_module
 from reco_lightning.support.devices import pick_device
 from reco_lightning.support.media import check_fps, video_grid, write_video
@@ -80,9 +80,9 @@ def generate(
     check_fps(fps)
     check_path(checkpoint=checkpoint, output=output)
     check_path(tokenizer=tokenizer, first_frames=first_frames, or_none=True)
-    check_whole(n=n, given_frames=given_frames, batch_size=batch_size)
-    check_whole(label=label, or_none=True)
-    check_switch(bf16=bf16)
+    check_int(n=n, given_frames=given_frames, batch_size=batch_size)
+    check_int(label=label, or_none=True)
+    check_flag(bf16=bf16)
     options: dict[str, Any] = {
         "temperature": temperature,
         "top_k": top_k,

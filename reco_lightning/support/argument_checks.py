@@ -17,18 +17,18 @@ from torch import Tensor
 __all__ = [
     "check_betas",
     "check_finite",
+    "check_flag",
+    "check_int",
+    "check_int_sequence",
     "check_path",
     "check_size",
-    "check_switch",
+    "check_str",
+    "check_strs",
     "check_tensor",
-    "check_text",
-    "check_texts",
-    "check_whole",
-    "check_whole_sequence",
 ]
 
 
-def check_whole(*, at_least: int | None = None, or_none: bool = False, **values: Any) -> None:
+def check_int(*, at_least: int | None = None, or_none: bool = False, **values: Any) -> None:
     """Raises unless each value is an integer. Booleans and floats are rejected; NumPy integers are accepted.
 
     Args:
@@ -40,11 +40,11 @@ def check_whole(*, at_least: int | None = None, or_none: bool = False, **values:
         ValueError: One is of another kind, or wider than the 64 bits that torch counts with.
 
     Example:
-        >>> check_whole(n=4, top_k=None, or_none=True)
-        >>> check_whole(n="4")
+        >>> check_int(n=4, top_k=None, or_none=True)
+        >>> check_int(n="4")
         Traceback (most recent call last):
         ValueError: n must be a whole number, got '4'
-        >>> check_whole(n=0, at_least=1)
+        >>> check_int(n=0, at_least=1)
         Traceback (most recent call last):
         ValueError: n must be a whole number of 1 or more, got 0
     """
@@ -59,7 +59,7 @@ def check_whole(*, at_least: int | None = None, or_none: bool = False, **values:
         )
 
 
-def check_whole_sequence(*, or_none: bool = False, **values: Any) -> None:
+def check_int_sequence(*, or_none: bool = False, **values: Any) -> None:
     """Refuses what is no sequence of whole numbers; how many it holds is not looked at.
 
     Args:
@@ -70,8 +70,8 @@ def check_whole_sequence(*, or_none: bool = False, **values: Any) -> None:
         ValueError: One is of another kind.
 
     Example:
-        >>> check_whole_sequence(grid=(5, 16, 16))
-        >>> check_whole_sequence(grid=(5, 16.5, 16))
+        >>> check_int_sequence(grid=(5, 16, 16))
+        >>> check_int_sequence(grid=(5, 16.5, 16))
         Traceback (most recent call last):
         ValueError: grid must be a sequence of whole numbers, got (5, 16.5, 16)
     """
@@ -131,7 +131,7 @@ def check_finite(*, or_none: bool = False, **values: Any) -> None:
     _check(values, _is_finite, "a finite number", or_none)
 
 
-def check_switch(**values: Any) -> None:
+def check_flag(**values: Any) -> None:
     """Refuses what is neither True nor False, as "false" and 0.
 
     Args:
@@ -141,7 +141,7 @@ def check_switch(**values: Any) -> None:
         ValueError: One is of another kind.
 
     Example:
-        >>> check_switch(verify="false")
+        >>> check_flag(verify="false")
         Traceback (most recent call last):
         ValueError: verify must be True or False, got 'false'
     """
@@ -184,7 +184,7 @@ def check_tensor(**values: Any) -> None:
     _check(values, lambda value: isinstance(value, Tensor), "a torch.Tensor")
 
 
-def check_text(**values: Any) -> None:
+def check_str(**values: Any) -> None:
     """Refuses what is no text; the empty one is.
 
     Args:
@@ -194,14 +194,14 @@ def check_text(**values: Any) -> None:
         ValueError: One is of another kind.
 
     Example:
-        >>> check_text(y_label=3)
+        >>> check_str(y_label=3)
         Traceback (most recent call last):
         ValueError: y_label must be text, got 3
     """
     _check(values, lambda value: isinstance(value, str), "text")
 
 
-def check_texts(**values: Any) -> None:
+def check_strs(**values: Any) -> None:
     """Refuses what is no list of one text or more; a text alone is none.
 
     Args:
@@ -211,8 +211,8 @@ def check_texts(**values: Any) -> None:
         ValueError: One is of another kind, or empty.
 
     Example:
-        >>> check_texts(methods=["plain", "reco"])
-        >>> check_texts(methods="plain")
+        >>> check_strs(methods=["plain", "reco"])
+        >>> check_strs(methods="plain")
         Traceback (most recent call last):
         ValueError: methods must be a list of one text or more, got 'plain'
     """

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-__all__ = ["whole_file"]
+__all__ = ["atomic_write"]
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Gives a name to write to, and puts what was written in the place of the file when the block ends.
 
     Processes that write the same file at the same time leave one of theirs, whole. After an error, or if the machine
@@ -28,7 +28,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     Example:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
-        >>> with whole_file(folder / "new" / "report.txt") as part:
+        >>> with atomic_write(folder / "new" / "report.txt") as part:
         ...     _ = part.write_text("done")
         >>> [(file.name, file.read_text()) for file in (folder / "new").iterdir()]
         [('report.txt', 'done')]

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from reco_lightning.support.argument_checks import check_finite, check_path, check_whole
-from reco_lightning.support.atomic_write import whole_file
+from reco_lightning.support.argument_checks import check_finite, check_int, check_path
+from reco_lightning.support.atomic_write import atomic_write
 
 __all__ = ["check_fps", "log_videos", "run_folder", "video_grid", "video_strip", "write_video"]
 
@@ -56,7 +56,7 @@ def write_video(path: str | os.PathLike[str], frames: Pixels, *, fps: float = 8.
         found = f"{frames.dtype} of shape {tuple(frames.shape)}"
         raise ValueError(f"frames must be uint8 of shape (T, H, W, 3), got {found}; tokenizers.base.to_uint8 converts")
     even = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         _encode(part, even, Fraction(fps).limit_denominator(1001))
     return path
 
@@ -102,7 +102,7 @@ def video_grid(clips: Pixels, columns: int) -> Pixels:
     clips = np.asarray(clips)
     if clips.ndim != 5 or len(clips) == 0:
         raise ValueError(f"clips must be of shape (n, T, H, W, C) with n at least 1, got {tuple(clips.shape)}")
-    check_whole(columns=columns)
+    check_int(columns=columns)
     if columns < 1:
         raise ValueError(f"columns must be at least 1, got {columns}")
     n, t, h, w, c = clips.shape
@@ -133,7 +133,7 @@ def video_strip(frames: Pixels, count: int = 8) -> Pixels:
     frames = np.asarray(frames)
     if frames.ndim != 4 or len(frames) == 0:
         raise ValueError(f"frames must be of shape (T, H, W, C) with T at least 1, got {tuple(frames.shape)}")
-    check_whole(count=count)
+    check_int(count=count)
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     chosen = np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int)

@@ -16,11 +16,11 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from reco_lightning.support.argument_checks import (
+    check_int,
+    check_int_sequence,
     check_path,
-    check_text,
-    check_texts,
-    check_whole,
-    check_whole_sequence,
+    check_str,
+    check_strs,
 )
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def loss_curves(
         >>> ax.get_ylabel()
         'validation cross-entropy (nats per token)'
     """
-    check_text(x_label=x_label, y_label=y_label)
+    check_str(x_label=x_label, y_label=y_label)
     lengths = _lengths("curves", curves, width=(2,))
     if not lengths or not all(lengths.values()):
         raise ValueError(f"curves must hold runs of one point or more each, got numbers of points {lengths}")
@@ -107,8 +107,8 @@ def position_cross_entropy(
         >>> ax.get_xlabel()
         'token position in the sequence (borders: frame blocks of 2 tokens)'
     """
-    check_whole(tokens_per_block=tokens_per_block)
-    check_text(y_label=y_label)
+    check_int(tokens_per_block=tokens_per_block)
+    check_str(y_label=y_label)
     lengths = _lengths("values", values)
     if not lengths or tokens_per_block < 1 or any(n == 0 or n % tokens_per_block for n in lengths.values()):
         raise ValueError(
@@ -166,8 +166,8 @@ def interval_curves(
         >>> ax.get_xlabel()
         'distance from source to target frame (frames)'
     """
-    check_whole_sequence(intervals=intervals)
-    check_text(y_label=y_label, real=real)
+    check_int_sequence(intervals=intervals)
+    check_str(y_label=y_label, real=real)
     lengths = _lengths("curves", curves)
     if real not in curves or set(lengths.values()) != {len(intervals)}:
         raise ValueError(
@@ -211,8 +211,8 @@ def group_bars(
         >>> [float(bar.get_height()) for bar in ax.patches]
         [2.0, 3.0]
     """
-    check_texts(groups=groups)
-    check_text(x_label=x_label, y_label=y_label)
+    check_strs(groups=groups)
+    check_str(x_label=x_label, y_label=y_label)
     lengths = _lengths("values", values)
     if set(lengths.values()) != {len(groups)}:
         raise ValueError(f"values must hold {len(groups)} values, one a group, for each run, got lengths {lengths}")
@@ -250,7 +250,7 @@ def frame_scores(
         >>> ax.get_xlabel()
         'scored frame, from the first of the clip to the last'
     """
-    check_text(y_label=y_label)
+    check_str(y_label=y_label)
     lengths = _lengths("scores", scores)
     if not lengths or not all(lengths.values()):
         raise ValueError(f"scores must hold runs of one frame or more each, got numbers of frames {lengths}")
@@ -286,7 +286,7 @@ def log_figure(trainer: pl.Trainer, key: str, fig: Figure, path: str | os.PathLi
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    check_text(key=key)
+    check_str(key=key)
     check_path(path=path)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

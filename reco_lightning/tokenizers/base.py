@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from reco_lightning.support.argument_checks import check_tensor, check_whole
+from reco_lightning.support.argument_checks import check_int, check_tensor
 from reco_lightning.support.fingerprint import fingerprint as fingerprint  # version 0.1 had it here
 
 __all__ = ["VideoTokenizer", "latent_grid", "to_uint8", "to_unit_range"]
@@ -94,7 +94,7 @@ def latent_grid(
         >>> latent_grid(17, 64, 96, temporal_stride=4, spatial_stride=8)
         (5, 8, 12)
     """
-    check_whole(frames=frames, height=height, width=width)
+    check_int(frames=frames, height=height, width=width)
     if frames < 1 or (frames - 1) % temporal_stride:
         low = 1 + max(frames - 1, 0) // temporal_stride * temporal_stride
         raise ValueError(

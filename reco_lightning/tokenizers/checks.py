@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from reco_lightning.support.argument_checks import check_tensor, check_whole
+from reco_lightning.support.argument_checks import check_int, check_tensor
 
 __all__ = ["block_grid", "check_ids", "check_loaded", "check_video"]
 
@@ -36,7 +36,7 @@ def block_grid(
         >>> block_grid(16, 64, 96, frame_multiple=4, temporal_stride=4, spatial_stride=8)
         (4, 8, 12)
     """
-    check_whole(frames=frames, height=height, width=width)
+    check_int(frames=frames, height=height, width=width)
     for name, size, multiple, unit, remedy in (
         ("frames", frames, frame_multiple, "", "take clips of"),
         ("height", height, spatial_stride, " pixels", "resize or crop the clips to"),

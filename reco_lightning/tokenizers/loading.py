@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from reco_lightning import tokenizers
-from reco_lightning.support.argument_checks import check_path, check_whole
+from reco_lightning.support.argument_checks import check_int, check_path
 from reco_lightning.support.checkpoints import load_module
 from reco_lightning.tokenizers.base import VideoTokenizer
 
@@ -53,7 +53,7 @@ def load_tokenizer(source: str | os.PathLike[str], *, vocab_size: int | None = N
             ...
         ValueError: tokenizer must be a folder or a checkpoint file, got 'nowhere.ckpt', which is none; ...
     """
-    check_whole(vocab_size=vocab_size, or_none=True)
+    check_int(vocab_size=vocab_size, or_none=True)
     kind = tokenizer_kind(source)
     cls: Any = getattr(tokenizers, kind)  # imported now: some need an extra
     try:

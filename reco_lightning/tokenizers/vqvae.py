@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from typing_extensions import override
 
-from reco_lightning.support.argument_checks import check_finite, check_whole
+from reco_lightning.support.argument_checks import check_finite, check_int
 from reco_lightning.tokenizers.base import latent_grid, to_unit_range
 from reco_lightning.tokenizers.layers import PATCH, build_decoder, build_encoder
 
@@ -159,7 +159,7 @@ class VQVAE(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_whole(
+        check_int(
             codebook_size=codebook_size,
             spatial_stride=spatial_stride,
             width=width,
@@ -168,7 +168,7 @@ class VQVAE(L.LightningModule):
             warmup_steps=warmup_steps,
             seed=seed,
         )
-        check_whole(decay_steps=decay_steps, or_none=True)
+        check_int(decay_steps=decay_steps, or_none=True)
         check_finite(
             learning_rate=learning_rate,
             weight_decay=weight_decay,

@@ -18,7 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
 from reco_lightning.windowing.engines.attention import FLASH_ATTENTION
-from reco_lightning.windowing.engines.interception import FunctionTap
+from reco_lightning.windowing.engines.interception import FunctionInterceptor
 
 __all__ = ["collect_new_objects", "count_hidden_operations", "count_operations", "count_saved_bytes"]
 
@@ -104,7 +104,7 @@ def count_hidden_operations(loss: Callable[[], torch.Tensor]) -> int:
         count(query, key, outputs[0], _hidden_share(query, key) if is_causal else 0.0)
         return outputs
 
-    with FunctionTap({scaled_dot_product_attention: attend, FLASH_ATTENTION: attend_flash}):
+    with FunctionInterceptor({scaled_dot_product_attention: attend, FLASH_ATTENTION: attend_flash}):
         loss()
     return round(hidden)
 

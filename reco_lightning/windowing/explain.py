@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from reco_lightning.windowing.cost import count_hidden_operations, count_operations, count_saved_bytes
-from reco_lightning.windowing.injection.dry_run import Sandbox, StepEndedError
+from reco_lightning.windowing.injection.dry_run import DryRun, StepEndedError
 from reco_lightning.windowing.injection.engine_selection import Selection
 from reco_lightning.windowing.injection.windowed_step import Injection
 from reco_lightning.windowing.sampler import Window
@@ -148,13 +148,13 @@ def explain(module: pl.LightningModule, batch: Any, callback: ReCoCallback, *, b
 
     check_lightning_module(module)
     selection = settings.select(module, step)
-    sandbox = Sandbox(module, step, quiet=[])
-    plain = _cost(module, sandbox, selection, None)
+    dry_run = DryRun(module, step, quiet=[])
+    plain = _cost(module, dry_run, selection, None)
     costs = []
     selection.engine.install()
     try:
         for kind in settings.step_kinds:
-            measured = _cost(module, sandbox, selection, (settings, kind))
+            measured = _cost(module, dry_run, selection, (settings, kind))
             costs.append(WindowCost(kind.window, kind.probability, *measured, attached=kind.attached))
     finally:
         selection.engine.remove()
@@ -175,7 +175,7 @@ def explain(module: pl.LightningModule, batch: Any, callback: ReCoCallback, *, b
 
 
 def _cost(
-    module: pl.LightningModule, sandbox: Sandbox, selection: Selection, on: tuple[ReCoSettings, StepKind] | None
+    module: pl.LightningModule, dry_run: DryRun, selection: Selection, on: tuple[ReCoSettings, StepKind] | None
 ) -> tuple[int, int, int]:
     def loss() -> torch.Tensor:
         losses: list[torch.Tensor] = []
@@ -184,7 +184,7 @@ def _cost(
         if on is not None:
             settings, kind = on
             cross_entropy = Injection(selection.engine, selection.trace, settings.continuity).cross_entropy
-            selection.engine.arm([kind.window], attached=kind.attached)
+            selection.engine.activate([kind.window], attached=kind.attached)
 
         def end(*args: Any, **kwargs: Any) -> torch.Tensor:
             nonlocal calls
@@ -196,7 +196,7 @@ def _cost(
             raise StepEndedError
 
         with torch.enable_grad():
-            sandbox.run(end)
+            dry_run.run(end)
         return losses[0]
 
     parameters = list(module.parameters())
@@ -205,4 +205,4 @@ def _cost(
         return operations, saved_bytes, count_hidden_operations(loss)
     finally:
         if on is not None:
-            selection.engine.disarm()
+            selection.engine.deactivate()

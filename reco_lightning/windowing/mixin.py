@@ -150,7 +150,7 @@ class ReCoMixin:
         assert engine is not None
         assert loss is not None
         windows, attached = settings.draw(step, progress=progress or 0.0)
-        engine.arm(windows, attached=attached)
+        engine.activate(windows, attached=attached)
         try:
             given, all_targets = _flatten(network(*args, **kwargs), targets)
         finally:
@@ -190,7 +190,9 @@ class ReCoMixin:
         selection = settings.select(self, step)
         selection.engine.install()
         slot.engine = selection.engine
-        slot.loss = WindowLoss(settings.continuity, tokens=settings.sampler.tokens, loss_tail=selection.trace.loss_tail)
+        slot.loss = WindowLoss(
+            settings.continuity, tokens=settings.sampler.tokens, rows_after_loss=selection.trace.rows_after_loss
+        )
 
 
 def _flatten(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,13 +15,13 @@ import torch
 
 from reco_lightning.windowing.sampler import Window
 
-__all__ = ["Context", "Group", "RowLayout", "Unread", "WindowOutput", "split_batch"]
+__all__ = ["Context", "HeadInput", "RowLayout", "WindowGroup", "WindowOutput", "split_batch"]
 
 Context = Literal["frozen", "keys", "attached", "dropped"]
 
 
 @dataclass(frozen=True)
-class Group:
+class WindowGroup:
     """A part of the batch and the rows of the network that its window occupies.
 
     Args:
@@ -40,7 +40,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Unread:
+class HeadInput:
     """What logits are to be made of: a linear head as it was called, all in the type in which it multiplies.
 
     Args:
@@ -65,21 +65,21 @@ class WindowOutput:
         batch: B, the size of the batch.
         states: What the head was called with, all groups' in one.
         logits: For each group its logits (B_g, rows, V), where the network's output is a placeholder.
-        unread: What the loss makes the logits of, where it does and the network's output is a placeholder.
+        head_input: What the loss makes the logits of, where it does and the network's output is a placeholder.
     """
 
-    groups: tuple[Group, ...]
+    groups: tuple[WindowGroup, ...]
     hidden: tuple[torch.Tensor, ...]
     rows: int
     batch: int
     states: torch.Tensor
     logits: tuple[torch.Tensor, ...] | None = None
-    unread: Unread | None = None
+    head_input: HeadInput | None = None
 
     @property
     def is_placeholder(self) -> bool:
         """Whether the network's output is a placeholder."""
-        return self.logits is not None or self.unread is not None
+        return self.logits is not None or self.head_input is not None
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class RowLayout:
 
 def split_batch(
     windows: Sequence[Window], layout: RowLayout, *, batch: int, rows: int, attached: int = 0
-) -> tuple[Group, ...]:
+) -> tuple[WindowGroup, ...]:
     """Places windows of tokens on rows of the network and shares the batch out among them.
 
     Args:
@@ -136,7 +136,7 @@ def split_batch(
     for index, window in enumerate(chosen):
         size = batch // count + (index < batch % count)
         groups.append(
-            Group(
+            WindowGroup(
                 window=window,
                 samples=slice(start, start + size),
                 first=0 if window.start <= attached else window.start - attached + shift,

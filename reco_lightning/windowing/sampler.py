@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from reco_lightning.support.argument_checks import check_whole
+from reco_lightning.support.argument_checks import check_int
 
 __all__ = ["Window", "WindowSampler"]
 
@@ -92,8 +92,8 @@ class WindowSampler:
         seed: int = 0,
         schedule: Mapping[float, int] | None = None,
     ) -> None:
-        check_whole(at_least=1, frame_blocks=frame_blocks, tokens_per_block=tokens_per_block)
-        check_whole(seed=seed, window_blocks=window_blocks)
+        check_int(at_least=1, frame_blocks=frame_blocks, tokens_per_block=tokens_per_block)
+        check_int(seed=seed, window_blocks=window_blocks)
         if not 1 <= window_blocks <= frame_blocks:
             raise ValueError(
                 f"window_blocks must be a whole number from 1 to frame_blocks={frame_blocks}, got {window_blocks!r}; "

@@ -13,9 +13,9 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from reco_lightning.support.argument_checks import check_finite, check_switch, check_whole
+from reco_lightning.support.argument_checks import check_finite, check_flag, check_int
 from reco_lightning.windowing.injection.engine_selection import Selection, select_engine
-from reco_lightning.windowing.injection.step_trace import Hints
+from reco_lightning.windowing.injection.step_trace import Overrides
 from reco_lightning.windowing.losses.continuity import Continuity, ContinuityNorm, ContinuitySchedule
 from reco_lightning.windowing.rows import Context
 from reco_lightning.windowing.sampler import Window, WindowSampler
@@ -80,11 +80,11 @@ class ReCoSettings:
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-        check_whole(windows_per_batch=self.windows_per_batch, at_least=1)
-        check_whole(attached_blocks=self.attached_blocks, at_least=0)
-        check_whole(prefix_tokens=self.prefix_tokens, at_least=0, or_none=True)
+        check_int(windows_per_batch=self.windows_per_batch, at_least=1)
+        check_int(attached_blocks=self.attached_blocks, at_least=0)
+        check_int(prefix_tokens=self.prefix_tokens, at_least=0, or_none=True)
         check_finite(attached_share=self.attached_share)
-        check_switch(verify=self.verify, chunked_loss=self.chunked_loss)
+        check_flag(verify=self.verify, chunked_loss=self.chunked_loss)
         for name, part in (("network", self.network), ("blocks", self.blocks), ("head", self.head)):
             if part is not None and not isinstance(part, str):
                 raise ValueError(f"{name} must be the name of a part of the module, or None to find it, got {part!r}")
@@ -159,7 +159,7 @@ class ReCoSettings:
             module,
             step,
             self.sampler,
-            hints=Hints(self.network, self.blocks, self.head, self.prefix_tokens),
+            overrides=Overrides(self.network, self.blocks, self.head, self.prefix_tokens),
             context=self.context,
             windows_per_batch=self.windows_per_batch,
             attached=self.attached_tokens,

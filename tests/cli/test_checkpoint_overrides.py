@@ -12,7 +12,12 @@ import torch
 import yaml
 from torch.optim.lr_scheduler import LambdaLR, SequentialLR
 
-from reco_lightning.cli.checkpoint_overrides import GivenOptimizerOptions, changed_values, merge_group, stated
+from reco_lightning.cli.checkpoint_overrides import (
+    GivenOptimizerOptions,
+    changed_values,
+    explicit_arguments,
+    merge_group,
+)
 from reco_lightning.cli.entry_point import main
 from reco_lightning.support.checkpoints import checkpoint_model
 from tests.helpers.cli_modules import TinyData, TinyModel, TinyNetwork
@@ -32,7 +37,7 @@ from tests.helpers.cli_modules import TinyData, TinyModel, TinyNetwork
     ],
 )
 def test_stated(args: list[str], found: tuple[str | None, str | None]) -> None:
-    assert stated(args) == found
+    assert explicit_arguments(args) == found
 
 
 def test_stated_reads_config_files_in_order(tmp_path: Path) -> None:
@@ -40,12 +45,15 @@ def test_stated_reads_config_files_in_order(tmp_path: Path) -> None:
     model.write_text(yaml.safe_dump({"class_path": "InModelFile"}))
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({"ckpt_path": "in_config.ckpt", "model": {"class_path": "InConfig"}}))
-    assert stated(["fit", f"--config={config}"]) == ("InConfig", "in_config.ckpt")
-    assert stated(["fit", "--model=A", "-c", str(config), "--ckpt_path=flag.ckpt"]) == ("InConfig", "flag.ckpt")
-    assert stated(["fit", f"--config={config}", "--model=A"]) == ("A", "in_config.ckpt")
-    assert stated(["fit", f"--model={model}"]) == ("InModelFile", None)
+    assert explicit_arguments(["fit", f"--config={config}"]) == ("InConfig", "in_config.ckpt")
+    assert explicit_arguments(["fit", "--model=A", "-c", str(config), "--ckpt_path=flag.ckpt"]) == (
+        "InConfig",
+        "flag.ckpt",
+    )
+    assert explicit_arguments(["fit", f"--config={config}", "--model=A"]) == ("A", "in_config.ckpt")
+    assert explicit_arguments(["fit", f"--model={model}"]) == ("InModelFile", None)
     config.write_text(yaml.safe_dump({"model": "model_of_another_kind"}))
-    assert stated(["fit", f"--config={config}"]) == ("model_of_another_kind", None)
+    assert explicit_arguments(["fit", f"--config={config}"]) == ("model_of_another_kind", None)
 
 
 def test_checkpoint_model(tmp_path: Path) -> None:

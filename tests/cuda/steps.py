@@ -38,7 +38,7 @@ def cut(windows, batch, module, loss, *, autocast=nullcontext, prepare=None, **o
             with autocast():
                 value, _ = injection.run([window], loss)
             value.backward()
-            selection.engine.disarm()
+            selection.engine.deactivate()
             found.append({name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None})
             module.zero_grad()
     finally:

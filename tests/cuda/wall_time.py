@@ -86,7 +86,7 @@ def train(options, method, batch_size, seconds):
                 loss, _ = injection.run(windows, lambda: module.training_step(tokens, number))
         loss.backward()
         if injection is not None:
-            injection.engine.disarm()
+            injection.engine.deactivate()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -44,11 +44,11 @@ def main() -> None:
     engine.install()
 
     def armed() -> torch.Tensor:
-        engine.arm([WINDOW])
+        engine.activate([WINDOW])
         try:
             return network(tokens)
         finally:
-            engine.disarm()
+            engine.deactivate()
 
     def plain_calls() -> torch.Tensor:
         x = torch.cat([network.condition(tokens.new_zeros(1))[:, None], network.embedding(tokens)], dim=1)

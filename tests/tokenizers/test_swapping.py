@@ -9,7 +9,7 @@ from jsonargparse import Namespace
 
 from reco_lightning import VideoModel, VideoTransformer
 from reco_lightning.cli.entry_point import main
-from reco_lightning.cli.shard_sizes import adopt_sizes, sizes_of
+from reco_lightning.cli.shard_sizes import infer_sizes, sizes_of
 from reco_lightning.data.tokens.manifest import read_manifest
 from reco_lightning.data.tokens.shards import ClipSource, TokenShardWriter
 from reco_lightning.data.video.clip import probe
@@ -82,7 +82,7 @@ def arguments(folder, blocks=5):
 
 def test_sizes_are_those_of_the_shards(tmp_path):
     found = arguments(write_shards(tmp_path, vocab_size=300, grid=(3, 4, 2)))
-    changed = adopt_sizes(found)
+    changed = infer_sizes(found)
     assert changed == {
         "model.network.vocab_size": (1024, 300),
         "model.network.grid": ([5, 16, 16], [3, 4, 2]),
@@ -92,23 +92,23 @@ def test_sizes_are_those_of_the_shards(tmp_path):
     assert vars(found.model.init_args.network.init_args) == {"vocab_size": 300, "grid": [3, 4, 2], "dim": 8}
     sampler = found.trainer.callbacks[1].init_args.sampler.init_args
     assert vars(sampler) == {"frame_blocks": 3, "tokens_per_block": 8, "window_blocks": 2}
-    assert adopt_sizes(found) == {}
+    assert infer_sizes(found) == {}
 
 
 def test_ids_without_an_order_of_time_are_split_evenly(tmp_path):
     write_shards(tmp_path, vocab_size=300, grid=(48,), frame_aligned=False)
     found = arguments(tmp_path, blocks=5)
-    adopt_sizes(found)
+    infer_sizes(found)
     assert found.trainer.callbacks[1].init_args.sampler.init_args.frame_blocks == 4  # 5 does not divide 48
     assert found.model.init_args.network.init_args.grid == [4, 1, 12]
     assert found.trainer.callbacks[1].init_args.sampler.init_args.tokens_per_block == 12
 
 
 def test_what_is_not_there_changes_nothing(tmp_path):
-    assert adopt_sizes(arguments(tmp_path)) == {}
-    assert adopt_sizes(Namespace(data=None)) == {}
+    assert infer_sizes(arguments(tmp_path)) == {}
+    assert infer_sizes(Namespace(data=None)) == {}
     shards = str(write_shards(tmp_path, vocab_size=300, grid=(3, 4, 2)))
-    assert adopt_sizes(Namespace(data=Namespace(init_args=Namespace(folder=shards)))) == {}
+    assert infer_sizes(Namespace(data=Namespace(init_args=Namespace(folder=shards)))) == {}
 
 
 @pytest.mark.slow

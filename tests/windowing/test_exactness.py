@@ -77,7 +77,7 @@ def engine_gradients(
     network.zero_grad()
     engine.install()
     try:
-        engine.arm(windows, attached=attached)
+        engine.activate(windows, attached=attached)
         logits = network(tokens[:, :-1], labels)
         output = engine.output
         shift = network.prefix - 1
@@ -115,7 +115,7 @@ def test_logits_equal_the_plain_forward_on_every_window_and_nan_elsewhere(prefix
     engine = FrozenEngine(network.blocks, Head(network.head), RowLayout(N), context=context)
     engine.install()
     for window in WINDOWS:
-        engine.arm([window])
+        engine.activate([window])
         logits = network(tokens[:, :-1], labels)
         _, start, stop = rows_of(network, window)
         torch.testing.assert_close(logits[:, start:stop], plain[:, start:stop], atol=1e-5, rtol=1e-5)

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from reco_lightning.windowing.rows import Group, RowLayout, split_batch
+from reco_lightning.windowing.rows import RowLayout, WindowGroup, split_batch
 from reco_lightning.windowing.sampler import Window
 
 N = 20
@@ -81,7 +81,9 @@ def test_the_batch_is_shared_out_evenly(batch, windows, sizes, used):
 def test_groups_compare_by_value():
     arguments = {"layout": RowLayout(N), "batch": 2, "rows": N}
     assert split_batch(WINDOWS, **arguments) == split_batch(WINDOWS, **arguments)
-    assert split_batch(WINDOWS[:1], **arguments) == (Group(WINDOWS[0], slice(0, 2), first=0, loss_start=0, stop=8),)
+    assert split_batch(WINDOWS[:1], **arguments) == (
+        WindowGroup(WINDOWS[0], slice(0, 2), first=0, loss_start=0, stop=8),
+    )
 
 
 @pytest.mark.parametrize(("rows", "tail"), [(N - 2, 0), (N - 1, 1)])

@@ -173,12 +173,12 @@ def test_window_logits_are_the_plain_forwards_and_losses_average_to_its_loss(set
         torch.manual_seed(5)
         if window is None:
             return see_loss(module, batch, BATCH)
-        selection.engine.arm([window], inference=True)
+        selection.engine.activate([window], inference=True)
         with torch.no_grad():
             _, seen = see_loss(module, batch, BATCH)
         torch.manual_seed(5)
         loss, report = injection.run([window], lambda: module.loss(batch))
-        selection.engine.disarm()
+        selection.engine.deactivate()
         torch.testing.assert_close(report.cross_entropy, loss.detach())
         return loss, seen
 

@@ -19,7 +19,7 @@ from reco_lightning.data.index.clip_index import IndexedVideo
 from reco_lightning.data.index.layouts import Layout, open_index
 from reco_lightning.data.video.clip import Resize, VideoError, VideoInfo, fit_size, read_clip
 from reco_lightning.data.video.scan import VIDEO_EXTENSIONS, scan_videos
-from reco_lightning.support.argument_checks import check_switch, check_whole
+from reco_lightning.support.argument_checks import check_flag, check_int
 
 __all__ = ["Clip", "OnError", "VideoFolder", "VideoItem"]
 
@@ -118,9 +118,9 @@ class VideoFolder(Dataset[VideoItem]):
         split: str | None = None,
         index: str | os.PathLike[str] | None = None,
     ) -> None:
-        check_whole(frames=frames, stride=stride)
-        check_whole(clip_step=clip_step, or_none=True)
-        check_switch(cache=cache)
+        check_int(frames=frames, stride=stride)
+        check_int(clip_step=clip_step, or_none=True)
+        check_flag(cache=cache)
         step = frames * stride if clip_step is None else clip_step
         for name, value in (("frames", frames), ("stride", stride), ("clip_step", step)):
             if value < 1:

@@ -17,7 +17,7 @@ from reco_lightning.data.index.layouts import Layout, check_names
 from reco_lightning.data.loading.resumable_loader import ResumableDataLoader
 from reco_lightning.data.video.clip import Resize, fit_size
 from reco_lightning.data.video.scan import VIDEO_EXTENSIONS
-from reco_lightning.support.argument_checks import check_finite, check_path, check_switch, check_whole
+from reco_lightning.support.argument_checks import check_finite, check_flag, check_int, check_path
 
 __all__ = ["VideoDataModule", "split_clips"]
 
@@ -151,9 +151,9 @@ class VideoDataModule(L.LightningDataModule):
         super().__init__()
         check_path(root=root)
         check_path(index=index, or_none=True)
-        check_whole(frames=frames, stride=stride, batch_size=batch_size, num_workers=num_workers, seed=seed)
-        check_whole(clip_step=clip_step, or_none=True)
-        check_switch(cache=cache)
+        check_int(frames=frames, stride=stride, batch_size=batch_size, num_workers=num_workers, seed=seed)
+        check_int(clip_step=clip_step, or_none=True)
+        check_flag(cache=cache)
         check_names(split, extensions)
         for name, value in (
             ("frames", frames),

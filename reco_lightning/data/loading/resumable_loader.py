@@ -16,8 +16,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from typing_extensions import override
 
-from reco_lightning.data.loading.sample_order import PassSampler, Place, seed_of
-from reco_lightning.support.argument_checks import check_finite, check_switch, check_whole
+from reco_lightning.data.loading.sample_order import EpochSampler, Place, seed_of
+from reco_lightning.support.argument_checks import check_finite, check_flag, check_int
 
 __all__ = ["ResumableDataLoader"]
 
@@ -94,10 +94,10 @@ class ResumableDataLoader(DataLoader[Item]):
         sampler: Sampler[int] | None = None,
         batch_sampler: Sampler[list[int]] | None = None,
     ) -> None:
-        check_whole(batch_size=batch_size, seed=seed, num_workers=num_workers)
-        check_whole(rank=rank, world_size=world_size, prefetch_factor=prefetch_factor, or_none=True)
-        check_switch(shuffle=shuffle, drop_last=drop_last, strict=strict)
-        check_switch(pin_memory=pin_memory, persistent_workers=persistent_workers)
+        check_int(batch_size=batch_size, seed=seed, num_workers=num_workers)
+        check_int(rank=rank, world_size=world_size, prefetch_factor=prefetch_factor, or_none=True)
+        check_flag(shuffle=shuffle, drop_last=drop_last, strict=strict)
+        check_flag(pin_memory=pin_memory, persistent_workers=persistent_workers)
         check_finite(epoch_batches=epoch_batches, timeout=timeout)
         if not isinstance(dataset, Sized):
             raise ValueError(f"dataset must have a length and items by index, got {dataset!r}")
@@ -110,7 +110,7 @@ class ResumableDataLoader(DataLoader[Item]):
         if epoch_batches < 1 if isinstance(epoch_batches, int) else not 0 < epoch_batches <= 1:
             raise ValueError(f"epoch_batches must be a number from 1 or a share in (0.0, 1.0], got {epoch_batches}")
         foreign = batch_sampler if batch_sampler is not None else sampler
-        if foreign is not None and not isinstance(foreign, (SequentialSampler, PassSampler)):
+        if foreign is not None and not isinstance(foreign, (SequentialSampler, EpochSampler)):
             name = "batch_sampler" if batch_sampler is not None else "sampler"
             raise ValueError(
                 f"{name} must be None, as ResumableDataLoader makes its own order, got a {type(foreign).__name__}; "
@@ -121,7 +121,7 @@ class ResumableDataLoader(DataLoader[Item]):
         # attributes named as the arguments: Lightning reads them when it makes the loader anew (overfit_batches)
         self.shuffle, self.seed, self.strict, self.epoch_batches = shuffle, seed, strict, epoch_batches
         self.rank, self.world_size = rank, world_size
-        self._passes = PassSampler(
+        self._passes = EpochSampler(
             cast("Sized", dataset),
             batch_size=batch_size,
             shuffle=shuffle,

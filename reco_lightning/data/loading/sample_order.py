@@ -17,7 +17,7 @@ import torch.distributed
 from torch.utils.data import Dataset, DistributedSampler
 from typing_extensions import override
 
-__all__ = ["PassSampler", "Place", "data_ranks", "pass_order", "rank_share", "seed_of"]
+__all__ = ["EpochSampler", "Place", "data_ranks", "epoch_order", "rank_share", "seed_of"]
 
 
 def seed_of(*key: int) -> int:
@@ -38,7 +38,7 @@ def seed_of(*key: int) -> int:
     )
 
 
-def pass_order(length: int, *, seed: int, number: int, shuffle: bool = True) -> torch.Tensor:
+def epoch_order(length: int, *, seed: int, number: int, shuffle: bool = True) -> torch.Tensor:
     """Order in which a pass visits a dataset: a function of its arguments alone.
 
     Args:
@@ -51,9 +51,9 @@ def pass_order(length: int, *, seed: int, number: int, shuffle: bool = True) -> 
         int64 (length,), a permutation.
 
     Example:
-        >>> torch.equal(pass_order(9, seed=0, number=1), pass_order(9, seed=0, number=1))
+        >>> torch.equal(epoch_order(9, seed=0, number=1), epoch_order(9, seed=0, number=1))
         True
-        >>> pass_order(4, seed=0, number=1, shuffle=False).tolist()
+        >>> epoch_order(4, seed=0, number=1, shuffle=False).tolist()
         [0, 1, 2, 3]
     """
     if not shuffle:
@@ -162,7 +162,7 @@ class Place:
         return range(self.start + self.batches, self.start + max(total, self.batches))
 
 
-class PassSampler(DistributedSampler[int]):
+class EpochSampler(DistributedSampler[int]):
     """Indices of one process in a part of one pass.
 
     Being a `DistributedSampler` it is left in place by Lightning, which would otherwise put its own, not resumable one
@@ -183,7 +183,7 @@ class PassSampler(DistributedSampler[int]):
         part: What the next iteration visits: number of the pass, first batch, end (not visited; -1: to the end).
 
     Example:
-        >>> sampler = PassSampler(range(6), batch_size=1, shuffle=False, rank=1, world_size=2)
+        >>> sampler = EpochSampler(range(6), batch_size=1, shuffle=False, rank=1, world_size=2)
         >>> sampler.part = (0, 1, 3)
         >>> list(sampler), len(sampler)
         ([3, 5], 3)
@@ -242,7 +242,7 @@ class PassSampler(DistributedSampler[int]):
     @override
     def __iter__(self) -> Iterator[int]:
         (number, first, last), (rank, world_size) = self.part, self.ranks
-        order = pass_order(self.length, seed=self.seed, number=number, shuffle=self.shuffle)
+        order = epoch_order(self.length, seed=self.seed, number=number, shuffle=self.shuffle)
         share = rank_share(order, rank=rank, world_size=world_size, drop_last=self.drop_last)
         end = last * self.batch_size if last >= 0 else len(share)
         return iter(share[first * self.batch_size : end].tolist())

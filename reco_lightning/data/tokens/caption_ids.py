@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from reco_lightning.support.argument_checks import check_path, check_whole
+from reco_lightning.support.argument_checks import check_int, check_path
 
 __all__ = ["caption_ids", "check_captions", "load_text_tokenizer", "trim_captions"]
 
@@ -89,7 +89,7 @@ def caption_ids(tokenizer: Any, captions: Sequence[str | None], *, max_tokens: i
                 [ 3,  4]])
     """
     check_captions(captions)
-    check_whole(max_tokens=max_tokens, or_none=True)
+    check_int(max_tokens=max_tokens, or_none=True)
     if max_tokens is not None and max_tokens < 1:
         raise ValueError(f"max_tokens must be 1 or more, or None for all, got {max_tokens}")
     if not callable(tokenizer):

@@ -13,7 +13,7 @@ from typing_extensions import override
 from reco_lightning.data.tokens.caption_ids import caption_ids, load_text_tokenizer, trim_captions
 from reco_lightning.data.tokens.module import Split, TokenDataModule
 from reco_lightning.data.tokens.shards import TokenItem, TokenShards
-from reco_lightning.support.argument_checks import check_path, check_whole
+from reco_lightning.support.argument_checks import check_int, check_path
 
 __all__ = ["CaptionDataModule", "CaptionItem", "CaptionedClips"]
 
@@ -121,7 +121,7 @@ class CaptionDataModule(TokenDataModule):
             verify=verify,
         )
         check_path(text_tokenizer=text_tokenizer)
-        check_whole(max_caption_tokens=max_caption_tokens)
+        check_int(max_caption_tokens=max_caption_tokens)
         if max_caption_tokens < 1:
             raise ValueError(f"max_caption_tokens must be 1 or more, got {max_caption_tokens}")
         self.text_tokenizer, self.max_caption_tokens = text_tokenizer, max_caption_tokens

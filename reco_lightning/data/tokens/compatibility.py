@@ -10,10 +10,10 @@ from typing import Any
 
 from reco_lightning.data.tokens.manifest import Manifest
 
-__all__ = ["misfits", "refuse_misfit"]
+__all__ = ["mismatches", "refuse_mismatch"]
 
 
-def misfits(manifest: Manifest, *, network: Any = None, samplers: Sequence[Any] = ()) -> list[str]:
+def mismatches(manifest: Manifest, *, network: Any = None, samplers: Sequence[Any] = ()) -> list[str]:
     """All numbers in which token shards differ from what they are to train.
 
     Args:
@@ -30,7 +30,7 @@ def misfits(manifest: Manifest, *, network: Any = None, samplers: Sequence[Any] 
     Example:
         >>> from reco_lightning.windowing.sampler import WindowSampler
         >>> manifest = Manifest(vocab_size=8, grid=(5, 16, 16), dtype="uint16", clips=1)
-        >>> misfits(manifest, samplers=[WindowSampler(5, 64)])
+        >>> mismatches(manifest, samplers=[WindowSampler(5, 64)])
         ['the shards hold 1280 ids a clip, the sampler expects 320 (frame_blocks=5 x tokens_per_block=64)']
     """
     found = []
@@ -62,7 +62,7 @@ def misfits(manifest: Manifest, *, network: Any = None, samplers: Sequence[Any] 
     return found
 
 
-def refuse_misfit(
+def refuse_mismatch(
     manifest: Manifest, *, folder: str | os.PathLike[str], network: Any = None, samplers: Sequence[Any] = ()
 ) -> None:
     """Check that token shards fit what they are to train.
@@ -70,13 +70,13 @@ def refuse_misfit(
     Args:
         manifest: Of the shards.
         folder: Where they lie, for the message.
-        network: As in `misfits`.
-        samplers: As in `misfits`.
+        network: As in `mismatches`.
+        samplers: As in `mismatches`.
 
     Raises:
         ValueError: They do not; the message has every number that differs.
     """
-    if found := misfits(manifest, network=network, samplers=samplers):
+    if found := mismatches(manifest, network=network, samplers=samplers):
         raise ValueError(
             f"folder must hold token shards that fit the model and its windows, got {os.fspath(folder)!r}: "
             f"{'; '.join(found)}. Set the model and the sampler to the shards' numbers, or tokenise again"

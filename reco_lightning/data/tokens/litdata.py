@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from typing_extensions import override
 
-from reco_lightning.data.loading.sample_order import data_ranks, pass_order
-from reco_lightning.data.tokens.compatibility import refuse_misfit
+from reco_lightning.data.loading.sample_order import data_ranks, epoch_order
+from reco_lightning.data.tokens.compatibility import refuse_mismatch
 from reco_lightning.data.tokens.litdata_loader import LitTokenLoader
 from reco_lightning.data.tokens.manifest import MANIFEST, Manifest, read_manifest
 from reco_lightning.data.tokens.module import Split, split_shards
 from reco_lightning.data.tokens.shards import TokenItem, TokenShards
-from reco_lightning.support.argument_checks import check_finite, check_path, check_switch, check_whole
+from reco_lightning.support.argument_checks import check_finite, check_flag, check_int, check_path
 
 __all__ = ["LitTokenDataModule", "export_litdata"]
 
@@ -66,8 +66,8 @@ def export_litdata(
     """
     check_path(folder=folder, output=output)
     check_finite(val_fraction=val_fraction)
-    check_whole(split_seed=split_seed)
-    check_whole(chunk_clips=chunk_clips, or_none=True)
+    check_int(split_seed=split_seed)
+    check_int(chunk_clips=chunk_clips, or_none=True)
     _check_options(storage_options)
     if split not in ("source", "time"):
         raise ValueError(f"split must be 'source' or 'time', got {split!r}")
@@ -78,7 +78,7 @@ def export_litdata(
     if not _is_url(output) and Path(output).exists() and any(Path(output).iterdir()):
         raise ValueError(f"output must be a new or empty folder, got {output!r}, which holds files; name another one")
     train, held_out = split_shards(shards, split, val_fraction=val_fraction, seed=split_seed)
-    mixed = pass_order(len(train), seed=split_seed, number=0).tolist()
+    mixed = epoch_order(len(train), seed=split_seed, number=0).tolist()
     clip_bytes = shards.manifest.tokens * np.dtype(shards.manifest.dtype).itemsize
     for part, places in (("train", [train[n] for n in mixed]), ("val", held_out)):
         if places:
@@ -154,8 +154,8 @@ class LitTokenDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         check_path(folder=folder)
-        check_whole(batch_size=batch_size, num_workers=num_workers, seed=seed)
-        check_switch(shuffle=shuffle)
+        check_int(batch_size=batch_size, num_workers=num_workers, seed=seed)
+        check_flag(shuffle=shuffle)
         _check_options(storage_options)
         if batch_size < 1 or num_workers < 0:
             raise ValueError(f"batch_size must be at least 1 and num_workers 0, got {batch_size} and {num_workers}")
@@ -202,7 +202,7 @@ class LitTokenDataModule(L.LightningDataModule):
             network = getattr(trainer.lightning_module, "network", None)
             windows = [getattr(each, "sampler", None) for each in getattr(trainer, "callbacks", []) if stage == "fit"]
             samplers = [each for each in windows if hasattr(each, "frame_blocks") and hasattr(each, "tokens_per_block")]
-            refuse_misfit(self.manifest, folder=self.folder, network=network, samplers=samplers)
+            refuse_mismatch(self.manifest, folder=self.folder, network=network, samplers=samplers)
 
     def _loader(self, part: Literal["train", "val"], *, shuffle: bool) -> LitTokenLoader:
         litdata = _litdata()

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reco_lightning.support.argument_checks import check_path, check_whole_sequence
-from reco_lightning.support.atomic_write import whole_file
+from reco_lightning.support.argument_checks import check_int_sequence, check_path
+from reco_lightning.support.atomic_write import atomic_write
 from reco_lightning.support.disk_errors import named_disk_errors
 
 __all__ = [
@@ -137,7 +137,7 @@ def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> Path:
     path = Path(folder, MANIFEST)
     content = {"format": _FORMAT, "version": _VERSION, **dataclasses.asdict(manifest)}
     remedy = "the manifest that was there is as it was: free space, and give the same command again"
-    with named_disk_errors(path, remedy), whole_file(path) as part:
+    with named_disk_errors(path, remedy), atomic_write(path) as part:
         part.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
     return path
 
@@ -216,7 +216,7 @@ def check_grid(grid: Sequence[int], *, frame_aligned: bool = True) -> tuple[int,
         >>> check_grid([5, 16, 16]), check_grid([1024], frame_aligned=False)
         ((5, 16, 16), (1024,))
     """
-    check_whole_sequence(grid=grid)
+    check_int_sequence(grid=grid)
     numbers = tuple(map(int, grid))
     if len(numbers) not in (1, 3) or min(numbers) < 1:
         raise ValueError(f"grid must be three positive numbers (t, h, w), or one (N,), got {numbers}")

@@ -17,9 +17,9 @@ from typing_extensions import override
 from reco_lightning.data.index.ucf101 import group_of
 from reco_lightning.data.loading.resumable_loader import ResumableDataLoader
 from reco_lightning.data.loading.sample_order import data_ranks
-from reco_lightning.data.tokens.compatibility import refuse_misfit
+from reco_lightning.data.tokens.compatibility import refuse_mismatch
 from reco_lightning.data.tokens.shards import TokenItem, TokenShards
-from reco_lightning.support.argument_checks import check_finite, check_path, check_switch, check_whole
+from reco_lightning.support.argument_checks import check_finite, check_flag, check_int, check_path
 
 __all__ = ["Split", "TokenDataModule", "split_by_source", "split_by_time", "split_shards"]
 
@@ -196,9 +196,9 @@ class TokenDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         check_path(folder=folder)
-        check_whole(batch_size=batch_size, num_workers=num_workers, seed=seed, split_seed=split_seed)
+        check_int(batch_size=batch_size, num_workers=num_workers, seed=seed, split_seed=split_seed)
         check_finite(val_fraction=val_fraction)
-        check_switch(shuffle=shuffle, drop_last=drop_last, strict_resume=strict_resume, verify=verify)
+        check_flag(shuffle=shuffle, drop_last=drop_last, strict_resume=strict_resume, verify=verify)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if num_workers < 0:
@@ -288,7 +288,7 @@ class TokenDataModule(L.LightningDataModule):
         callbacks = getattr(self.trainer, "callbacks", []) if stage == "fit" else []
         windows = [getattr(callback, "sampler", None) for callback in callbacks]
         samplers = [each for each in windows if hasattr(each, "frame_blocks") and hasattr(each, "tokens_per_block")]
-        refuse_misfit(self.shards.manifest, folder=self.folder, network=network, samplers=samplers)
+        refuse_mismatch(self.shards.manifest, folder=self.folder, network=network, samplers=samplers)
 
     def _in_order(self, clips: Subset[TokenItem]) -> DataLoader[TokenItem]:
         return DataLoader(

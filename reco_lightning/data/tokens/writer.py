@@ -26,7 +26,7 @@ from reco_lightning.data.tokens.manifest import (
     file_sha256,
     write_manifest,
 )
-from reco_lightning.support.argument_checks import check_path, check_switch, check_whole
+from reco_lightning.support.argument_checks import check_flag, check_int, check_path
 from reco_lightning.support.disk_errors import named_disk_errors
 
 __all__ = ["ClipSource", "TokenShardWriter", "check_ids", "refuse_shards", "token_dtype"]
@@ -63,7 +63,7 @@ def token_dtype(vocab_size: int) -> str:
         >>> token_dtype(65536), token_dtype(65537)
         ('uint16', 'uint32')
     """
-    check_whole(vocab_size=vocab_size)
+    check_int(vocab_size=vocab_size)
     if not 1 <= vocab_size <= 2**32:
         raise ValueError(f"vocab_size must be 1 to 2**32, got {vocab_size}")
     return "uint16" if vocab_size <= 2**16 else "uint32"
@@ -171,8 +171,8 @@ class TokenShardWriter:
     ) -> None:
         check_path(folder=folder)
         check_path(workspace=workspace, or_none=True)
-        check_switch(overwrite=overwrite, frame_aligned=frame_aligned)
-        check_whole(vocab_size=vocab_size, shard_size=shard_size)
+        check_flag(overwrite=overwrite, frame_aligned=frame_aligned)
+        check_int(vocab_size=vocab_size, shard_size=shard_size)
         for name, value in (("tokenizer", tokenizer), ("tokenizer_sha256", tokenizer_sha256)):
             if not isinstance(value, str):
                 raise ValueError(f"{name} must be text, got {value!r}")

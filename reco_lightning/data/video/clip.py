@@ -31,7 +31,7 @@ from reco_lightning.data.video.decoders import (
     read_pyav,
 )
 from reco_lightning.data.video.frames import FrameFolder, is_frame_folder, probe_frames, read_frames
-from reco_lightning.support.argument_checks import check_path, check_whole
+from reco_lightning.support.argument_checks import check_int, check_path
 
 __all__ = ["Resize", "VideoError", "VideoInfo", "fit_size", "probe", "read_clip"]
 
@@ -187,7 +187,7 @@ def read_clip(
         (3, 32, 32, 3)
     """
     check_path(path=path)
-    check_whole(start=start, frames=frames, stride=stride)
+    check_int(start=start, frames=frames, stride=stride)
     for name, value, least in (("start", start, 0), ("frames", frames, 1), ("stride", stride, 1)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
@@ -213,7 +213,7 @@ def read_clip(
 def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
     sides = size if isinstance(size, Sequence) and not isinstance(size, str) else (size, size)
     for side in sides:
-        check_whole(size=side)
+        check_int(size=side)
     if len(sides) != 2 or min(sides) < 1:
         raise ValueError(f"size must be a positive side or a pair (height, width) in pixels, got {size!r}")
     return sides[0], sides[1]

@@ -21,7 +21,7 @@ from reco_lightning.experiments.benchmark.training_steps import (
     matrix_rate,
     network_of_size,
 )
-from reco_lightning.support.argument_checks import check_path, check_switch, check_texts
+from reco_lightning.support.argument_checks import check_flag, check_path, check_strs
 from reco_lightning.support.devices import pick_device
 from reco_lightning.support.plots import COLOURS
 
@@ -73,11 +73,11 @@ def benchmark(
     Raises:
         ValueError: If an argument is out of its range.
     """
-    check_texts(sizes=sizes)
+    check_strs(sizes=sizes)
     check_measurement(methods=methods, batch_size=batch_size, steps=steps, burn_in=burn_in)
     if precision not in ("32", "bf16"):
         raise ValueError(f"precision must be '32' or 'bf16', got {precision!r}")
-    check_switch(compile=compile, generation=generation)
+    check_flag(compile=compile, generation=generation)
     check_path(output=output)
     for size in sizes:
         with torch.device("meta"):  # refuses sizes, grid and vocab_size, and holds no weights

@@ -21,7 +21,7 @@ import torch
 from reco_lightning.experiments.benchmark.training_steps import network_of_size
 from reco_lightning.models.sampling.generate import generate
 from reco_lightning.models.transformer import VideoTransformer, rotary_table, rotate
-from reco_lightning.support.argument_checks import check_switch, check_whole
+from reco_lightning.support.argument_checks import check_flag, check_int
 from reco_lightning.support.devices import pick_device
 
 if TYPE_CHECKING:
@@ -161,10 +161,10 @@ def compare_generation(
         ValueError: If an argument is out of its range.
         ModuleNotFoundError: If transformers is not installed.
     """
-    check_whole(
+    check_int(
         dim=dim, depth=depth, heads=heads, vocab_size=vocab_size, tokens=tokens, batch=batch, repeats=repeats, seed=seed
     )
-    check_switch(compile=compile)
+    check_flag(compile=compile)
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"dtype must be a torch.dtype, got {dtype!r}")
     device = device if isinstance(device, torch.device) else pick_device(device)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from reco_lightning.callbacks.reco import ReCoCallback
 from reco_lightning.experiments.methods import load_method, method_names
 from reco_lightning.models.transformer import SIZES, VideoTransformer
-from reco_lightning.support.argument_checks import check_text, check_texts, check_whole
+from reco_lightning.support.argument_checks import check_int, check_str, check_strs
 from reco_lightning.windowing.cost import collect_new_objects
 from reco_lightning.windowing.explain import Explanation, explain
 from reco_lightning.windowing.injection.recompile_limit import RecompileLimit
@@ -86,7 +86,7 @@ def network_of_size(size: str, *, vocab_size: int, grid: tuple[int, int, int]) -
         >>> network_of_size("32x2x2", vocab_size=16, grid=(5, 2, 2)).config["dim"]
         32
     """
-    check_text(size=size)
+    check_str(size=size)
     if size in SIZES:
         return VideoTransformer.from_name(size, vocab_size=vocab_size, grid=grid)  # type: ignore[arg-type]
     numbers = size.split("x")
@@ -125,8 +125,8 @@ def check_measurement(*, methods: Sequence[str], batch_size: int, steps: int, bu
     Raises:
         ValueError: If an argument is out of its range.
     """
-    check_texts(methods=methods)
-    check_whole(batch_size=batch_size, steps=steps, burn_in=burn_in)
+    check_strs(methods=methods)
+    check_int(batch_size=batch_size, steps=steps, burn_in=burn_in)
     known = ["plain", *(name for name in method_names() if name != "baseline")]
     if "plain" not in methods or not set(methods) <= set(known):
         raise ValueError(f"methods must hold 'plain' and be of {', '.join(known)}, got {', '.join(methods)}")
@@ -327,7 +327,7 @@ class Run:
             with self.autocast():
                 loss, _ = self.injection.run(self.kind.windows, self.training_step, attached=self.kind.attached)
             loss.backward()
-            engine.disarm()
+            engine.deactivate()
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=False)
         finally:

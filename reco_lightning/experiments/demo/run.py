@@ -32,7 +32,7 @@ from reco_lightning.experiments.demo.report import Curve, write_report
 from reco_lightning.experiments.demo.settings import FULL, QUICK, Settings
 from reco_lightning.experiments.demo.training import DemoTokens, Run, close_loggers, costs, train_model, train_tokenizer
 from reco_lightning.pipelines.tokenize.run import tokenize_folder
-from reco_lightning.support.argument_checks import check_path, check_switch, check_whole
+from reco_lightning.support.argument_checks import check_flag, check_int, check_path
 from reco_lightning.support.media import log_videos
 from reco_lightning.tokenizers.vqvae import VQVAE
 from reco_lightning.windowing.explain import Explanation
@@ -62,9 +62,9 @@ def run_demo(
         ValueError: An argument is out of range, there are too few clips, or `output` holds files of somebody else.
         ModuleNotFoundError: A package of the extra `demo` is missing.
     """
-    check_switch(quick=quick)
-    check_whole(steps=steps, or_none=True)
-    check_whole(seed=seed)
+    check_flag(quick=quick)
+    check_int(steps=steps, or_none=True)
+    check_int(seed=seed)
     check_path(output=output)
     check_path(videos=videos, or_none=True)
     settings = QUICK if quick else FULL

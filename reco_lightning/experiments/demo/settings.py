@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from reco_lightning.support.argument_checks import check_finite, check_whole
+from reco_lightning.support.argument_checks import check_finite, check_int
 
 __all__ = ["FULL", "QUICK", "Settings"]
 
@@ -69,7 +69,7 @@ class Settings:
             raise ValueError(f"val_fraction must be above 0 and below 1, got {self.val_fraction}")
         for name in (one.name for one in fields(self) if one.name not in ("learning_rate", "val_fraction")):
             value, least = getattr(self, name), 0 if name == "warmup_steps" else 1
-            check_whole(**{name: value})
+            check_int(**{name: value})
             if value < least:
                 raise ValueError(f"{name} must be {least} or more, got {value}")
 

@@ -24,10 +24,10 @@ from reco_lightning.models.text_video.network import TextVideoNetwork
 from reco_lightning.recipes.files import load_recipe
 from reco_lightning.support.argument_checks import (
     check_finite,
-    check_switch,
-    check_texts,
-    check_whole,
-    check_whole_sequence,
+    check_flag,
+    check_int,
+    check_int_sequence,
+    check_strs,
 )
 from reco_lightning.support.block_stacks import block_stacks
 from reco_lightning.windowing.injection.engine_selection import build_engine
@@ -69,9 +69,9 @@ class Setting:
     kernels: Kernels = "cuda"
 
     def __post_init__(self) -> None:
-        check_whole(batch_size=self.batch_size, devices=self.devices, vocab_size=self.vocab_size)
-        check_whole_sequence(grid=self.grid)
-        check_switch(checkpointing=self.checkpointing)
+        check_int(batch_size=self.batch_size, devices=self.devices, vocab_size=self.vocab_size)
+        check_int_sequence(grid=self.grid)
+        check_flag(checkpointing=self.checkpointing)
         for name in ("batch_size", "devices", "vocab_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
@@ -323,7 +323,7 @@ def _plan_method(
     try:
         for index in _telling(len(sampler.windows)):
             traces[index] = follow(partial(_windowed_loss, injection, sampler.windows[index], plain))
-            engine.disarm()
+            engine.deactivate()
     finally:
         engine.remove()
     return MethodPlan(
@@ -468,7 +468,7 @@ def plan(
     Raises:
         ValueError: If an argument is out of its range.
     """
-    check_texts(sizes=sizes, methods=methods)
+    check_strs(sizes=sizes, methods=methods)
     check_finite(rate=rate, or_none=True)
     if rate is not None and rate <= 0:
         raise ValueError(f"rate must be above 0 operations per second, got {rate}")

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import flop_registry
 from typing_extensions import override
 
 from reco_lightning.windowing.cost import collect_new_objects
-from reco_lightning.windowing.engines.interception import FunctionTap
+from reco_lightning.windowing.engines.interception import FunctionInterceptor
 
 __all__ = ["Kernels", "StepTrace", "StepTracker", "run_kernels", "trace_step"]
 
@@ -181,7 +181,7 @@ def run_kernels(kernels: Kernels) -> AbstractContextManager[Any]:
         return sdpa_kernel(SDPBackend.MATH)
     if kernels == "cpu":
         return nullcontext()
-    return FunctionTap({scaled_dot_product_attention: _cuda_attention, F.rms_norm: _cuda_norm})
+    return FunctionInterceptor({scaled_dot_product_attention: _cuda_attention, F.rms_norm: _cuda_norm})
 
 
 def _cuda_attention(

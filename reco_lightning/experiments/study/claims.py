@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from reco_lightning.support.atomic_write import whole_file
+from reco_lightning.support.atomic_write import atomic_write
 
 __all__ = ["claim", "write_json"]
 
@@ -67,5 +67,5 @@ def write_json(path: Path, content: Any) -> None:
         content: What JSON can say; not NaN.
     """
     text = json.dumps(content, indent=1, allow_nan=False)
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         part.write_text(text + "\n", encoding="utf-8")

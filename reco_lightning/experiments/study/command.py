@@ -19,7 +19,7 @@ from reco_lightning.experiments.study.plan import Plan, RunSpec, load_plan
 from reco_lightning.experiments.study.report import write_report
 from reco_lightning.experiments.study.settings import Settings
 from reco_lightning.experiments.study.training import run
-from reco_lightning.support.argument_checks import check_path, check_switch, check_whole
+from reco_lightning.support.argument_checks import check_flag, check_int, check_path
 
 __all__ = ["do_runs", "finished", "run_plan", "study"]
 
@@ -52,7 +52,7 @@ def study(
         ValueError: If an argument is out of its range, or the plan holds what no run takes.
         ModuleNotFoundError: If a package of the extra `study` is missing.
     """
-    check_switch(report=report)
+    check_flag(report=report)
     _check_sizes(seeds, workers, steps)
     check_path(output=output)
     for package in ("matplotlib", "scipy", "sklearn"):
@@ -94,7 +94,7 @@ def run_plan(
         raise ValueError(f"settings must be Settings or None, got {settings!r}")
     _check_sizes(seeds, workers, steps)
     check_path(output=output)
-    check_switch(train=train)
+    check_flag(train=train)
     folder = Path(output)
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     settings = settings or Settings()
@@ -145,7 +145,7 @@ def do_runs(specs: Sequence[RunSpec], folder: Path) -> None:
 
 
 def _check_sizes(seeds: int, workers: int, steps: int) -> None:
-    check_whole(seeds=seeds, workers=workers, steps=steps)
+    check_int(seeds=seeds, workers=workers, steps=steps)
     for name, value in (("seeds", seeds), ("workers", workers), ("steps", steps)):
         if value < 1:
             raise ValueError(f"{name} must be 1 or more, got {value}")

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from reco_lightning.experiments.study import digits
-from reco_lightning.support.argument_checks import check_whole
+from reco_lightning.support.argument_checks import check_int
 
 __all__ = ["LONGEST_REAL", "DataName", "DataSpec"]
 
@@ -53,8 +53,8 @@ class DataSpec:
                 raise ValueError(f"{argument} must be one of {', '.join(allowed)}, got {value!r}")
         if self.name == "clips" and self.motion != "slow":
             raise ValueError(f"motion is a choice for digits; real clips move as they do, got {self.motion!r}")
-        check_whole(blocks=self.blocks)
-        check_whole(clips=self.clips, or_none=True)
+        check_int(blocks=self.blocks)
+        check_int(clips=self.clips, or_none=True)
         for argument, number, least in (("clips", self.clips, 1), ("blocks", self.blocks, 2)):
             if number is not None and number < least:
                 raise ValueError(f"{argument} must be a whole number of {least} or more, got {number!r}")

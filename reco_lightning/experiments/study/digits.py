@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from reco_lightning.support.argument_checks import check_switch, check_whole
+from reco_lightning.support.argument_checks import check_flag, check_int
 
 __all__ = [
     "CANVAS",
@@ -165,9 +165,9 @@ class MovingDigits:
     ) -> None:
         if motion not in get_args(Motion):
             raise ValueError(f"motion must be one of {', '.join(get_args(Motion))}, got {motion!r}")
-        check_whole(blocks=blocks, seed=seed)
-        check_whole(clips=clips, or_none=True)
-        check_switch(held_out=held_out)
+        check_int(blocks=blocks, seed=seed)
+        check_int(clips=clips, or_none=True)
+        check_flag(held_out=held_out)
         for name, value, least in (("blocks", blocks, 1), ("clips", clips, 1), ("seed", seed, 0)):
             if value is not None and value < least:
                 raise ValueError(f"{name} must be a whole number of {least} or more, got {value!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from reco_lightning.support.argument_checks import check_finite, check_whole
+from reco_lightning.support.argument_checks import check_finite, check_int
 
 __all__ = ["BATCH_SIZE", "Settings"]
 
@@ -48,6 +48,6 @@ class Settings:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
         for name in (one.name for one in fields(self) if one.name != "learning_rate"):
             value = getattr(self, name)
-            check_whole(**{name: value})
+            check_int(**{name: value})
             if value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}")

@@ -16,8 +16,8 @@ from torch import Tensor
 from reco_lightning.metrics.features import KNOWN_FILES, git_blob_id
 from reco_lightning.metrics.i3d.network import InceptionI3D
 from reco_lightning.metrics.i3d.tf_checkpoint import bundle_files, read_index, read_tensor
-from reco_lightning.support.argument_checks import check_path, check_switch
-from reco_lightning.support.atomic_write import whole_file
+from reco_lightning.support.argument_checks import check_flag, check_path
+from reco_lightning.support.atomic_write import atomic_write
 
 __all__ = ["RGB_SCRATCH", "convert_i3d", "i3d_weights", "tensor_name"]
 
@@ -114,7 +114,7 @@ def convert_i3d(checkpoint: str, output: str, *, allow_unknown: bool = False) ->
         ValueError: If the checkpoint is not there, not whole, or not rgb_scratch.
     """
     check_path(checkpoint=checkpoint, output=output)
-    check_switch(allow_unknown=allow_unknown)
+    check_flag(allow_unknown=allow_unknown)
     index, data = bundle_files(checkpoint)
     blob = git_blob_id(data)
     if blob != RGB_SCRATCH and not allow_unknown:
@@ -126,6 +126,6 @@ def convert_i3d(checkpoint: str, output: str, *, allow_unknown: bool = False) ->
     tensors = {name: read_tensor(data, entry) for name, entry in read_index(index).items()}
     weights = i3d_weights(tensors)
     source = f"git {blob[:12]} ({KNOWN_FILES.get(blob, 'unknown')})"
-    with whole_file(output) as part, open(part, "wb") as file:  # given a name, torch would store it in the file
+    with atomic_write(output) as part, open(part, "wb") as file:  # given a name, torch would store it in the file
         torch.save({"weights": weights, "source": source}, file)
     print(f"Wrote {len(tensors)} tensors of {source} to {output}")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from reco_lightning.metrics.features import KNOWN_FILES, git_blob_id
 from reco_lightning.metrics.protocols import FVDProtocol, fvd_protocol, resize_frames
-from reco_lightning.support.argument_checks import check_finite, check_path, check_whole
+from reco_lightning.support.argument_checks import check_finite, check_int, check_path
 from reco_lightning.support.fingerprint import fingerprint
 
 __all__ = ["I3DFeatures", "InceptionI3D", "load_i3d", "same_padding"]
@@ -187,7 +187,7 @@ class I3DFeatures(nn.Module):
         batch_size: int = 8,
     ) -> None:
         super().__init__()
-        check_whole(batch_size=batch_size)
+        check_int(batch_size=batch_size)
         if not isinstance(network, InceptionI3D):
             raise ValueError(f"network must be an InceptionI3D, got a {type(network).__name__}")
         if batch_size < 1:
@@ -238,7 +238,7 @@ def load_i3d(
         ValueError: path must be a file of Inception-I3D weights, got 'nowhere.pt', which is no file; ...
     """
     check_path(path=path)
-    check_whole(batch_size=batch_size)
+    check_int(batch_size=batch_size)
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
     protocol, name = fvd_protocol(protocol), os.fspath(path)

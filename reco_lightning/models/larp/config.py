@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from reco_lightning.support.argument_checks import check_finite, check_switch, check_whole
+from reco_lightning.support.argument_checks import check_finite, check_flag, check_int
 
 __all__ = ["arguments_from_json", "check_arguments", "hidden_width"]
 
@@ -121,9 +121,9 @@ def check_arguments(config: Mapping[str, Any]) -> None:
     """
     sizes = ("vocab_size", "video_tokens", "dim", "depth", "heads", "kv_heads", "hidden_dim")
     rates = ("token_dropout", "attention_dropout", "residual_dropout", "feed_forward_dropout")
-    check_whole(**{name: config[name] for name in (*sizes, "condition_tokens", "num_classes")})
+    check_int(**{name: config[name] for name in (*sizes, "condition_tokens", "num_classes")})
     check_finite(**{name: config[name] for name in (*rates, "norm_eps")})
-    check_switch(learned_positions=config["learned_positions"])
+    check_flag(learned_positions=config["learned_positions"])
     for name in sizes:
         if config[name] < 1:
             raise ValueError(f"{name} must be 1 or more, got {config[name]}")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from reco_lightning.data.tokens.manifest import check_grid
 from reco_lightning.data.video.clip import read_clip
-from reco_lightning.support.argument_checks import check_tensor, check_whole
+from reco_lightning.support.argument_checks import check_int, check_tensor
 from reco_lightning.tokenizers.base import VideoTokenizer, to_uint8, to_unit_range
 
 __all__ = ["decode_videos", "encode_first_frames"]
@@ -53,7 +53,7 @@ def decode_videos(
     _check_tokenizer(tokenizer, "decode", "frame_aligned")
     check_tensor(ids=ids)
     grid = check_grid(grid, frame_aligned=tokenizer.frame_aligned)
-    check_whole(context_blocks=context_blocks, or_none=True)
+    check_int(context_blocks=context_blocks, or_none=True)
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise ValueError(f"ids must be whole numbers, got {ids.dtype}")
     block = math.prod(grid[1:]) if tokenizer.frame_aligned else math.prod(grid)

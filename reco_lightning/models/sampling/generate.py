@@ -13,9 +13,9 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from reco_lightning.models.sampling.token_sampling import check_sampling, own_draws, sample_token
+from reco_lightning.models.sampling.token_sampling import check_sampling, per_sample_uniforms, sample_token
 from reco_lightning.models.transformer import KeyValueCache
-from reco_lightning.support.argument_checks import check_switch, check_tensor, check_whole, check_whole_sequence
+from reco_lightning.support.argument_checks import check_flag, check_int, check_int_sequence, check_tensor
 
 __all__ = ["generate", "window_start"]
 
@@ -93,12 +93,12 @@ def generate(
     """
     network: Any = model.network if isinstance(model, pl.LightningModule) else model
     check_sampling(temperature=temperature, top_k=top_k, top_p=top_p, cfg_scale=cfg_scale, seed=seed)
-    check_whole(n=n, batch_size=batch_size)
-    check_whole(length=length, window_blocks=window_blocks, context_blocks=context_blocks, or_none=True)
+    check_int(n=n, batch_size=batch_size)
+    check_int(length=length, window_blocks=window_blocks, context_blocks=context_blocks, or_none=True)
     if isinstance(indices, torch.Tensor):
         indices = indices.tolist()
-    check_whole_sequence(indices=indices, or_none=True)
-    check_switch(cache=cache)
+    check_int_sequence(indices=indices, or_none=True)
+    check_flag(cache=cache)
     for name, value in (("n", n), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be 1 or more, got {value}")
@@ -128,7 +128,7 @@ def generate(
             count = len(rows)
             if compile:
                 rows += rows[-1:] * (min(batch_size, n) - count)
-            uniform = own_draws(seed, [own[row] for row in rows], total - begun)  # (total - m, B)
+            uniform = per_sample_uniforms(seed, [own[row] for row in rows], total - begun)  # (total - m, B)
             if device.type != "mps":  # which has no float64
                 uniform = uniform.to(device)
             tokens = torch.empty(len(rows), total, dtype=torch.long, device=device)
@@ -280,7 +280,7 @@ def _labels(network: Any, condition: int | torch.Tensor | None, n: int) -> torch
     if not network.num_classes:
         raise ValueError("condition was given for an unconditional network; pass None, or train one with num_classes=")
     if not isinstance(condition, torch.Tensor):
-        check_whole(condition=condition)
+        check_int(condition=condition)
     labels = condition if isinstance(condition, torch.Tensor) else torch.full((n,), condition)
     if labels.is_floating_point() or labels.is_complex():
         raise ValueError(f"condition must hold whole numbers, got {labels.dtype}")

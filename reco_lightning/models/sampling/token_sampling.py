@@ -8,12 +8,12 @@ from collections.abc import Iterable
 
 import torch
 
-from reco_lightning.support.argument_checks import check_finite, check_whole
+from reco_lightning.support.argument_checks import check_finite, check_int
 
-__all__ = ["check_sampling", "own_draws", "sample_token"]
+__all__ = ["check_sampling", "per_sample_uniforms", "sample_token"]
 
 
-def own_draws(seed: int, indices: Iterable[int], count: int) -> torch.Tensor:
+def per_sample_uniforms(seed: int, indices: Iterable[int], count: int) -> torch.Tensor:
     """Random numbers of videos that depend on the seed and the video's index alone.
 
     A video is the same whichever others are sampled beside it, in whatever batch and on whatever process. Torch's own
@@ -28,7 +28,7 @@ def own_draws(seed: int, indices: Iterable[int], count: int) -> torch.Tensor:
         Numbers in [0, 1), (count, B) float64, on the CPU.
 
     Example:
-        >>> bool((own_draws(1, [4, 7], 3)[:, 1] == own_draws(1, [7], 3)[:, 0]).all())
+        >>> bool((per_sample_uniforms(1, [4, 7], 3)[:, 1] == per_sample_uniforms(1, [7], 3)[:, 0]).all())
         True
     """
     rows = []
@@ -68,8 +68,8 @@ def check_sampling(
     """
     check_finite(temperature=temperature, cfg_scale=cfg_scale)
     check_finite(top_p=top_p, or_none=True)
-    check_whole(seed=seed)
-    check_whole(top_k=top_k, or_none=True, **blocks)
+    check_int(seed=seed)
+    check_int(top_k=top_k, or_none=True, **blocks)
     if temperature < 0:
         raise ValueError(f"temperature must be 0 or more, got {temperature}")
     if top_k is not None and top_k < 1:

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from reco_lightning.data.tokens.caption_ids import caption_ids, check_captions, load_text_tokenizer
-from reco_lightning.models.sampling.token_sampling import check_sampling, own_draws, sample_token
+from reco_lightning.models.sampling.token_sampling import check_sampling, per_sample_uniforms, sample_token
 from reco_lightning.models.text_video.network import TextVideoNetwork
-from reco_lightning.support.argument_checks import check_whole, check_whole_sequence
+from reco_lightning.support.argument_checks import check_int, check_int_sequence
 
 __all__ = ["generate_from_text"]
 
@@ -70,8 +70,8 @@ def generate_from_text(
     """
     network: Any = model.network if isinstance(model, pl.LightningModule) else model
     check_sampling(temperature=temperature, top_k=top_k, top_p=top_p, cfg_scale=cfg_scale, seed=seed)
-    check_whole(batch_size=batch_size)
-    check_whole_sequence(indices=indices, or_none=True)
+    check_int(batch_size=batch_size)
+    check_int_sequence(indices=indices, or_none=True)
     if not isinstance(network, TextVideoNetwork) or network.language_model is None:
         unbuilt = ", which is not built: call build()" if isinstance(network, TextVideoNetwork) else ""
         raise ValueError(
@@ -90,7 +90,7 @@ def generate_from_text(
     try:
         for begin in range(0, len(given), batch_size):
             rows = slice(begin, begin + batch_size)
-            uniform = own_draws(seed, own[rows], network.num_tokens)  # (N, B)
+            uniform = per_sample_uniforms(seed, own[rows], network.num_tokens)  # (N, B)
             if device.type != "mps":  # which has no float64
                 uniform = uniform.to(device)
             run = _Run(network, given[rows].to(device), cfg_scale)

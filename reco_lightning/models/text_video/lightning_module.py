@@ -19,7 +19,7 @@ from reco_lightning.models.text_video.generate import generate_from_text
 from reco_lightning.models.text_video.network import TextVideoNetwork
 from reco_lightning.models.text_video.sharded_build import build_sharded, shard
 from reco_lightning.models.video_model import adamw_with_warmup
-from reco_lightning.support.argument_checks import check_betas, check_finite, check_switch, check_whole
+from reco_lightning.support.argument_checks import check_betas, check_finite, check_flag, check_int
 
 __all__ = ["TextVideoModel"]
 
@@ -65,9 +65,9 @@ class TextVideoModel(pl.LightningModule):
     ) -> None:
         super().__init__()
         check_finite(learning_rate=learning_rate, weight_decay=weight_decay, caption_dropout=caption_dropout)
-        check_whole(warmup_steps=warmup_steps)
+        check_int(warmup_steps=warmup_steps)
         check_betas(betas=betas)
-        check_switch(gradient_checkpointing=gradient_checkpointing)
+        check_flag(gradient_checkpointing=gradient_checkpointing)
         if not isinstance(network, (TextVideoNetwork, Mapping)):
             raise ValueError(
                 f"network must be a TextVideoNetwork or the arguments of one, got a {type(network).__name__}"

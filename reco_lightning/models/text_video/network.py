@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from reco_lightning.support.argument_checks import check_path, check_whole, check_whole_sequence
+from reco_lightning.support.argument_checks import check_int, check_int_sequence, check_path
 from reco_lightning.support.transformers_cache import CACHE_ARGUMENTS, describe_module, find_cache_argument
 
 __all__ = ["TextVideoNetwork", "rows_like"]
@@ -80,8 +80,8 @@ class TextVideoNetwork(nn.Module):
         architecture: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        check_whole(vocab_size=vocab_size)
-        check_whole_sequence(grid=grid)
+        check_int(vocab_size=vocab_size)
+        check_int_sequence(grid=grid)
         check_path(pretrained=pretrained, or_none=True)
         if vocab_size < 1:
             raise ValueError(f"vocab_size must be 1 or more video ids, got {vocab_size}")
@@ -100,7 +100,7 @@ class TextVideoNetwork(nn.Module):
             )
         if not isinstance(architecture["model_type"], str):
             raise ValueError(f"architecture must hold a model_type such as 'llama', got {architecture['model_type']!r}")
-        check_whole(**{"architecture['vocab_size']": architecture["vocab_size"]})
+        check_int(**{"architecture['vocab_size']": architecture["vocab_size"]})
         if architecture["vocab_size"] < 1:
             raise ValueError(f"architecture['vocab_size'] must be 1 or more, got {architecture['vocab_size']}")
         self.architecture = architecture

@@ -38,8 +38,8 @@ from reco_lightning.models.text_video.lightning_module import TextVideoModel
 from reco_lightning.models.video_model import VideoModel
 from reco_lightning.pipelines.evaluate.real_clips import RealClips, clips_of_test
 from reco_lightning.pipelines.evaluate.report import write_report
-from reco_lightning.support.argument_checks import check_path, check_switch, check_whole
-from reco_lightning.support.atomic_write import whole_file
+from reco_lightning.support.argument_checks import check_flag, check_int, check_path
+from reco_lightning.support.atomic_write import atomic_write
 from reco_lightning.support.disk_errors import named_disk_errors
 from reco_lightning.support.fingerprint import fingerprint
 from reco_lightning.tokenizers.base import VideoTokenizer
@@ -113,9 +113,9 @@ class EvaluateVideos(pl.Callback):
     ) -> None:
         check_path(tokenizer=tokenizer, output=output)
         check_path(videos=videos, extractor=extractor, clip=clip, or_none=True)
-        check_whole(n=n, or_none=True)
-        check_whole(first_blocks=first_blocks)
-        check_switch(flow=flow)
+        check_int(n=n, or_none=True)
+        check_int(first_blocks=first_blocks)
+        check_flag(flow=flow)
         fvd_protocol(protocol)
         self.options: dict[str, Any] = {
             "temperature": temperature,
@@ -239,7 +239,7 @@ class EvaluateVideos(pl.Callback):
                 )
             return
         if module.trainer.is_global_zero:
-            with named_disk_errors(path, _REMEDY), whole_file(path) as part:
+            with named_disk_errors(path, _REMEDY), atomic_write(path) as part:
                 part.write_text(json.dumps(settings, indent=2))
 
     @override
@@ -297,7 +297,7 @@ class EvaluateVideos(pl.Callback):
                 given = tokens[missing, : self.first_blocks * per_block] if self.first_blocks else None
                 fresh = generate(module, len(missing), condition=asked, first_tokens=given, **options, **self.blocks)
             for row, ids in zip(missing, fresh.cpu().numpy(), strict=True):
-                with named_disk_errors(paths[row], _REMEDY), whole_file(paths[row]) as part, open(part, "wb") as file:
+                with named_disk_errors(paths[row], _REMEDY), atomic_write(paths[row]) as part, open(part, "wb") as file:
                     np.save(file, ids)
         return torch.from_numpy(np.stack([np.load(path) for path in paths])).to(tokens.device)
 

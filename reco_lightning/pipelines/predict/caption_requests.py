@@ -14,7 +14,7 @@ from typing_extensions import override
 from reco_lightning.data.index.text_lines import read_lines
 from reco_lightning.data.tokens.caption_ids import caption_ids, load_text_tokenizer, trim_captions
 from reco_lightning.models.sampling.token_sampling import check_sampling
-from reco_lightning.support.argument_checks import check_path, check_whole
+from reco_lightning.support.argument_checks import check_int, check_path
 
 __all__ = ["CaptionRequests"]
 
@@ -58,7 +58,7 @@ class CaptionRequests(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         check_path(captions=captions, text_tokenizer=text_tokenizer)
-        check_whole(max_caption_tokens=max_caption_tokens, videos_per_caption=videos_per_caption, batch_size=batch_size)
+        check_int(max_caption_tokens=max_caption_tokens, videos_per_caption=videos_per_caption, batch_size=batch_size)
         check_sampling(temperature=temperature, top_k=top_k, top_p=top_p, cfg_scale=cfg_scale, seed=seed)
         for name, value in (
             ("max_caption_tokens", max_caption_tokens),

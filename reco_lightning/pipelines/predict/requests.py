@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from reco_lightning.models.sampling.token_sampling import check_sampling
-from reco_lightning.support.argument_checks import check_path, check_whole, check_whole_sequence
+from reco_lightning.support.argument_checks import check_int, check_int_sequence, check_path
 
 __all__ = ["GenerationRequests"]
 
@@ -71,8 +71,8 @@ class GenerationRequests(pl.LightningDataModule):
         batch_size: int = 16,
     ) -> None:
         super().__init__()
-        check_whole(n=n, batch_size=batch_size)
-        check_whole_sequence(labels=labels, or_none=True)
+        check_int(n=n, batch_size=batch_size)
+        check_int_sequence(labels=labels, or_none=True)
         check_path(prefix=prefix, first_tokens=first_tokens, or_none=True)
         for name, value in (("n", n), ("batch_size", batch_size)):
             if value < 1:

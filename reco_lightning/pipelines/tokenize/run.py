@@ -27,7 +27,7 @@ from reco_lightning.data.video.clip import Resize, VideoError, fit_size
 from reco_lightning.data.video.frames import FrameFolder, is_frame_folder
 from reco_lightning.pipelines.tokenize.encoding import ClipsToEncode, EncodeModule, PartsCallback, as_it_was
 from reco_lightning.pipelines.tokenize.partial_output import UnfinishedTokens
-from reco_lightning.support.argument_checks import check_path, check_switch, check_whole
+from reco_lightning.support.argument_checks import check_flag, check_int, check_path
 from reco_lightning.support.devices import pick_device
 from reco_lightning.support.fingerprint import fingerprint
 from reco_lightning.tokenizers.base import VideoTokenizer
@@ -106,10 +106,10 @@ def tokenize_folder(
     """
     check_path(videos=videos, output=output)
     check_path(captions=captions, index=index, or_none=True)
-    check_whole(frames=frames, stride=stride, batch_size=batch_size, num_workers=num_workers, devices=devices)
-    check_whole(shard_size=shard_size)
-    check_whole(clip_step=clip_step, or_none=True)
-    check_switch(overwrite=overwrite, progress=progress)
+    check_int(frames=frames, stride=stride, batch_size=batch_size, num_workers=num_workers, devices=devices)
+    check_int(shard_size=shard_size)
+    check_int(clip_step=clip_step, or_none=True)
+    check_flag(overwrite=overwrite, progress=progress)
     if num_workers < 0:
         raise ValueError(f"num_workers must be 0 or more, got {num_workers}")
     if not isinstance(strategy, Strategy) and strategy not in (known := ["auto", *StrategyRegistry]):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from reco_lightning.support.argument_checks import check_finite, check_switch, check_whole
+from reco_lightning.support.argument_checks import check_finite, check_flag, check_int
 
 __all__ = ["LARPConfig", "config_from_json"]
 
@@ -84,7 +84,7 @@ class LARPConfig:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            check = {"int": check_whole, "float": check_finite, "bool": check_switch}.get(str(field.type))
+            check = {"int": check_int, "float": check_finite, "bool": check_flag}.get(str(field.type))
             if check is not None:
                 check(**{field.name: getattr(self, field.name)})
         for field in fields(self):

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from reco_lightning.support.argument_checks import check_finite, check_switch, check_whole
+from reco_lightning.support.argument_checks import check_finite, check_flag, check_int
 
 __all__ = ["OmniTokenizerConfig", "config_from_weights"]
 
@@ -91,7 +91,7 @@ class OmniTokenizerConfig:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            check = {"int": check_whole, "float": check_finite, "bool": check_switch}.get(str(field.type))
+            check = {"int": check_int, "float": check_finite, "bool": check_flag}.get(str(field.type))
             if check is not None:
                 check(**{field.name: getattr(self, field.name)})
         for name in (

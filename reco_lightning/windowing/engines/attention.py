@@ -13,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from reco_lightning.support.causal_mask import causal_mask
 
-__all__ = ["FLASH_ATTENTION", "join_context", "multi_head_attention"]
+__all__ = ["FLASH_ATTENTION", "attend_with_context", "multi_head_attention"]
 
 FLASH_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention
 """The kernel itself: its ``is_causal`` is aligned with the last key where there are more keys than queries."""
@@ -56,7 +56,7 @@ def _causal_attention(
     )
 
 
-def join_context(
+def attend_with_context(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,

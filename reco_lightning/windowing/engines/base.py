@@ -17,13 +17,13 @@ from torch import nn
 
 from reco_lightning.windowing.engines.call_slicing import pack, take_hidden
 from reco_lightning.windowing.engines.interception import PatchedMethod
-from reco_lightning.windowing.rows import Group, RowLayout, Unread, WindowOutput, split_batch
+from reco_lightning.windowing.rows import HeadInput, RowLayout, WindowGroup, WindowOutput, split_batch
 from reco_lightning.windowing.sampler import Window
 
-__all__ = ["Engine", "Head", "Run", "place_rows"]
+__all__ = ["Engine", "ForwardState", "Head", "place_rows"]
 
 
-def place_rows(logits: torch.Tensor, groups: Sequence[Group], rows: int, *, fill: float) -> torch.Tensor:
+def place_rows(logits: torch.Tensor, groups: Sequence[WindowGroup], rows: int, *, fill: float) -> torch.Tensor:
     """Places window logits on the rows of the full sequence.
 
     Args:
@@ -36,7 +36,7 @@ def place_rows(logits: torch.Tensor, groups: Sequence[Group], rows: int, *, fill
         Logits of the full length, (B, T, V).
 
     Example:
-        >>> group = Group(Window(1, 2), slice(0, 1), first=1, loss_start=1, stop=2)
+        >>> group = WindowGroup(Window(1, 2), slice(0, 1), first=1, loss_start=1, stop=2)
         >>> place_rows(torch.zeros(1, 1, 1), [group], 3, fill=float("nan")).flatten().tolist()
         [nan, 0.0, nan]
     """
@@ -68,7 +68,7 @@ class Head:
 
 
 @dataclass
-class Run:
+class ForwardState:
     """One armed forward.
 
     Args:
@@ -79,17 +79,17 @@ class Run:
         states: What the head was called with, once it was.
         hidden: What it read of each group.
         logits: What it made of it, where the network returns a placeholder.
-        unread: What it is to read, where the loss makes the logits.
+        head_input: What it is to read, where the loss makes the logits.
     """
 
-    groups: tuple[Group, ...]
+    groups: tuple[WindowGroup, ...]
     rows: int
     batch: int
     whole: bool
     states: torch.Tensor | None = None
     hidden: tuple[torch.Tensor, ...] = ()
     logits: tuple[torch.Tensor, ...] | None = None
-    unread: Unread | None = None
+    head_input: HeadInput | None = None
 
 
 class Engine:
@@ -116,7 +116,7 @@ class Engine:
         self._attached = 0
         self._inference = False
         self._finished = False
-        self._run: Run | None = None
+        self._run: ForwardState | None = None
 
     def install(self) -> None:
         """Replaces the methods."""
@@ -125,11 +125,11 @@ class Engine:
 
     def remove(self) -> None:
         """Restores them."""
-        self.disarm()
+        self.deactivate()
         for patch in reversed(self._patches):
             patch.remove()
 
-    def arm(self, windows: Sequence[Window], *, attached: int = 0, inference: bool = False) -> None:
+    def activate(self, windows: Sequence[Window], *, attached: int = 0, inference: bool = False) -> None:
         """Makes the next forwards run these windows, one per group of the batch.
 
         Args:
@@ -137,7 +137,7 @@ class Engine:
             attached: Tokens in front of each window that are trained through, without a loss of their own.
             inference: Whether this is a verification: forwards under ``no_grad`` run them too.
         """
-        self.disarm()
+        self.deactivate()
         self._attached = attached
         self._windows = tuple(windows) if len(set(windows)) > 1 else tuple(windows[:1])
         self._inference = inference
@@ -150,10 +150,10 @@ class Engine:
         output = self.output
         self._finished = True
         if self._run is not None:
-            self._run.states, self._run.hidden, self._run.logits, self._run.unread = None, (), None, None
+            self._run.states, self._run.hidden, self._run.logits, self._run.head_input = None, (), None, None
         return output
 
-    def disarm(self) -> None:
+    def deactivate(self) -> None:
         """Back to the plain network; drops everything that was kept for the backward pass."""
         self._windows, self._run, self._finished = None, None, False
 
@@ -163,7 +163,7 @@ class Engine:
         run = self._run
         if run is None or run.states is None:
             return None
-        return WindowOutput(run.groups, run.hidden, run.rows, run.batch, run.states, run.logits, run.unread)
+        return WindowOutput(run.groups, run.hidden, run.rows, run.batch, run.states, run.logits, run.head_input)
 
     @property
     def _other_rows(self) -> float:
@@ -176,7 +176,7 @@ class Engine:
             return False
         return self._inference or torch.is_grad_enabled() or states.requires_grad
 
-    def _split(self, batch: int, rows: int) -> tuple[tuple[Group, ...], bool]:
+    def _split(self, batch: int, rows: int) -> tuple[tuple[WindowGroup, ...], bool]:
         """The groups of a forward, and whether they are the whole sequence."""
         assert self._windows is not None
         groups = split_batch(self._windows, self.layout, batch=batch, rows=rows, attached=self._attached)
@@ -193,10 +193,10 @@ class Engine:
             batch, rows = hidden.shape[0], hidden.shape[1:-1].numel()
             groups, whole = self._split(batch, rows)
             if self._run is None or (self._run.groups, self._run.rows) != (groups, rows):
-                self._run = self._start(Run(groups, rows, batch, whole), hidden.device)
+                self._run = self._start(ForwardState(groups, rows, batch, whole), hidden.device)
         return None if self._run is None or self._run.whole else hidden
 
-    def _start(self, run: Run, device: torch.device) -> Run:
+    def _start(self, run: ForwardState, device: torch.device) -> ForwardState:
         """What the blocks of a forward are to know of it; engines add to it."""
         return run
 
@@ -218,10 +218,10 @@ class Engine:
         return self._leave(original(pack(windows)), run, states.shape[:-1])
 
     def _defer(
-        self, run: Run, states: torch.Tensor, unread: Sequence[torch.Tensor], shape: torch.Size
+        self, run: ForwardState, states: torch.Tensor, head_input: Sequence[torch.Tensor], shape: torch.Size
     ) -> torch.Tensor | None:
         """What the network returns where the loss makes the logits of these states; ``None`` where it does not."""
-        run.unread = None
+        run.head_input = None
         head, placeholder = self.head.module, self.head.placeholder
         if not (self.head.deferred and isinstance(head, nn.Linear)) or placeholder is None or self._inference:
             return None
@@ -231,10 +231,10 @@ class Engine:
             return None
         # taken here: until the loss is met autocast may end, and torch.func.functional_call put other weights back
         bias = None if head.bias is None else head.bias.to(dtype)
-        run.unread = Unread(tuple(part.to(dtype) for part in unread), head.weight.to(dtype), bias)
+        run.head_input = HeadInput(tuple(part.to(dtype) for part in head_input), head.weight.to(dtype), bias)
         return placeholder.expand(*shape, head.out_features)
 
-    def _leave(self, packed: torch.Tensor, run: Run, shape: torch.Size) -> torch.Tensor:
+    def _leave(self, packed: torch.Tensor, run: ForwardState, shape: torch.Size) -> torch.Tensor:
         """What the network returns, given the windows' logits packed (B, R, V): of that shape and V."""
         run.logits = None
         placeholder = self.head.placeholder

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hands keys and values of the context to the window's attention, through SDPA or a key/value cache.
 
-``AttentionJoint`` sees every call of ``torch.nn.functional.scaled_dot_product_attention``; ``CacheJoint`` stands in for
-the key/value cache that transformers' layers take, whatever attention they run.
+``AttentionContextKV`` sees every call of ``torch.nn.functional.scaled_dot_product_attention``; ``CacheContextKV``
+stands in for the key/value cache that transformers' layers take, whatever attention they run.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Any, Protocol
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from reco_lightning.windowing.engines.attention import join_context
-from reco_lightning.windowing.engines.interception import FunctionTap
+from reco_lightning.windowing.engines.attention import attend_with_context
+from reco_lightning.windowing.engines.interception import FunctionInterceptor
 
-__all__ = ["AttentionJoint", "AttentionReachedError", "CacheJoint", "Joint", "KeptKeys"]
+__all__ = ["AttentionContextKV", "AttentionReachedError", "CacheContextKV", "ContextCache", "ContextKV"]
 
 
 class AttentionReachedError(Exception):
     """Ends the context pass of the last block where its keys and values are known."""
 
 
-class KeptKeys:
+class ContextCache:
     """Keys and values that the attentions of a block made of its context rows, in the order of their calls.
 
     Args:
@@ -83,24 +83,24 @@ class KeptKeys:
         return self.pairs[number]
 
 
-class Joint(Protocol):
+class ContextKV(Protocol):
     """Runs a block on its context and on its window; ``call`` runs it, keyword arguments replacing its arguments."""
 
-    def run_context(self, call: Callable[..., Any], kept: KeptKeys) -> Any:
+    def run_context(self, call: Callable[..., Any], kept: ContextCache) -> Any:
         """Runs the block on its context rows and keeps their keys and values."""
 
-    def run_window(self, call: Callable[..., Any], kept: KeptKeys, rows: int) -> Any:
+    def run_window(self, call: Callable[..., Any], kept: ContextCache, rows: int) -> Any:
         """Runs the block on its ``rows`` window rows with the kept keys and values in front of its own."""
 
     def run_without_context(self, call: Callable[..., Any]) -> Any:
         """Runs the block on a window that starts the sequence."""
 
 
-class AttentionJoint:
+class AttentionContextKV:
     """Through ``torch.nn.functional.scaled_dot_product_attention``, however the block calls it."""
 
-    def run_context(self, call: Callable[..., Any], kept: KeptKeys) -> Any:
-        """See ``Joint``."""
+    def run_context(self, call: Callable[..., Any], kept: ContextCache) -> Any:
+        """See ``ContextKV``."""
 
         def record(
             query: torch.Tensor,
@@ -115,23 +115,23 @@ class AttentionJoint:
                 kept.keep(key, value)
             return _attend_plainly(query, key, value, attn_mask, dropout_p, is_causal, **kwargs)
 
-        with FunctionTap({scaled_dot_product_attention: record}):
+        with FunctionInterceptor({scaled_dot_product_attention: record}):
             return call()
 
-    def run_window(self, call: Callable[..., Any], kept: KeptKeys, rows: int) -> Any:
-        """See ``Joint``."""
+    def run_window(self, call: Callable[..., Any], kept: ContextCache, rows: int) -> Any:
+        """See ``ContextKV``."""
         output, joined = self._attend(call, kept, rows)
         _check(joined, kept)
         return output
 
     def run_without_context(self, call: Callable[..., Any]) -> Any:
-        """See ``Joint``."""
+        """See ``ContextKV``."""
         if not torch.compiler.is_compiling():
             return call()
-        with FunctionTap({scaled_dot_product_attention: _attend_plainly}):
+        with FunctionInterceptor({scaled_dot_product_attention: _attend_plainly}):
             return call()
 
-    def _attend(self, call: Callable[..., Any], kept: KeptKeys, rows: int) -> tuple[Any, int]:
+    def _attend(self, call: Callable[..., Any], kept: ContextCache, rows: int) -> tuple[Any, int]:
         joined = taken = 0
 
         def attend(
@@ -152,10 +152,10 @@ class AttentionJoint:
                     if attn_mask is not None and attn_mask.shape[-1] == rows:
                         attn_mask = kept.restore(attn_mask)
                 joined += 1
-                return join_context(query, key, value, context, attn_mask, *args, **kwargs)
+                return attend_with_context(query, key, value, context, attn_mask, *args, **kwargs)
             return scaled_dot_product_attention(query, key, value, attn_mask, *args, **kwargs)
 
-        with FunctionTap({scaled_dot_product_attention: attend}):
+        with FunctionInterceptor({scaled_dot_product_attention: attend}):
             return call(), joined
 
 
@@ -174,7 +174,7 @@ def _attend_plainly(
     return scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, False, **kwargs)
 
 
-def _check(joined: int, kept: KeptKeys) -> None:
+def _check(joined: int, kept: ContextCache) -> None:
     """Refuses a window that has attended without its context."""
     if joined != len(kept.pairs):
         raise RuntimeError(
@@ -186,7 +186,7 @@ def _check(joined: int, kept: KeptKeys) -> None:
 class _RecordingCache:
     """What a layer of transformers takes for an empty cache."""
 
-    def __init__(self, kept: KeptKeys) -> None:
+    def __init__(self, kept: ContextCache) -> None:
         self.kept = kept
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -202,7 +202,7 @@ class _RecordingCache:
 class _JoiningCache:
     """What a layer of transformers takes for a cache that holds the context."""
 
-    def __init__(self, kept: KeptKeys) -> None:
+    def __init__(self, kept: ContextCache) -> None:
         self.kept = kept
         self.joined = 0
 
@@ -217,7 +217,7 @@ class _JoiningCache:
         return torch.cat([context[0], key], dim=-2), torch.cat([context[1], value], dim=-2)
 
 
-class CacheJoint(AttentionJoint):
+class CacheContextKV(AttentionContextKV):
     """Through the key/value cache that transformers' layers take, for attention of any implementation.
 
     Args:
@@ -227,15 +227,15 @@ class CacheJoint(AttentionJoint):
     def __init__(self, argument: str) -> None:
         self.argument = argument
 
-    def run_context(self, call: Callable[..., Any], kept: KeptKeys) -> Any:
-        """See ``Joint``."""
+    def run_context(self, call: Callable[..., Any], kept: ContextCache) -> Any:
+        """See ``ContextKV``."""
         output = call(**{self.argument: _RecordingCache(kept)})
         if not kept.pairs:
             raise RuntimeError(f"a block kept no keys and values in the cache that it was given as {self.argument}")
         return output
 
-    def run_window(self, call: Callable[..., Any], kept: KeptKeys, rows: int) -> Any:
-        """See ``Joint``."""
+    def run_window(self, call: Callable[..., Any], kept: ContextCache, rows: int) -> Any:
+        """See ``ContextKV``."""
         cache = _JoiningCache(kept)
         # scaled_dot_product_attention, where it is reached all the same, has to be causal from the lower right
         output, _ = self._attend(partial(call, **{self.argument: cache}), kept, rows)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from reco_lightning.windowing.engines.base import Engine, Head, Run
+from reco_lightning.windowing.engines.base import Engine, ForwardState, Head
 from reco_lightning.windowing.engines.call_slicing import take_hidden
 from reco_lightning.windowing.engines.interception import PatchedMethod
 from reco_lightning.windowing.rows import RowLayout
@@ -54,7 +54,7 @@ class DroppedEngine(Engine):
         prefix = self.layout.prefix(rows)
         if prefix == 0:
             groups = tuple(replace(group, loss_start=group.window.start) for group in groups)
-        self._run = Run(groups, rows, len(sequence), whole)
+        self._run = ForwardState(groups, rows, len(sequence), whole)
         columns = prefix - self._inner_prefix  # of the sequence argument, in front of the video's tokens
 
         def cut(value: torch.Tensor) -> torch.Tensor:

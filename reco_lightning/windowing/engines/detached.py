@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 from typing_extensions import override
 
-from reco_lightning.windowing.engines.base import Engine, Head, Run
+from reco_lightning.windowing.engines.base import Engine, ForwardState, Head
 from reco_lightning.windowing.engines.call_slicing import cut_call, map_hidden
 from reco_lightning.windowing.engines.interception import PatchedMethod
 from reco_lightning.windowing.rows import Context, RowLayout
@@ -28,7 +28,7 @@ __all__ = ["DetachedEngine"]
 
 
 @dataclass
-class _Run(Run):
+class _State(ForwardState):
     """Which rows are context, and in a proof which ones lie behind the window, (B, T) each."""
 
     constant: torch.Tensor | None = None
@@ -70,10 +70,10 @@ class DetachedEngine(Engine):
         self.context = context
         self.fixed_length = fixed_length
         self._last = len(blocks) - 1
-        self._run: _Run | None = None
+        self._run: _State | None = None
 
     @override
-    def _start(self, run: Run, device: torch.device) -> _Run:
+    def _start(self, run: ForwardState, device: torch.device) -> _State:
         groups = run.groups
         row = torch.arange(run.rows, device=device)
 
@@ -88,7 +88,7 @@ class DetachedEngine(Engine):
             constant = row < per_sample([group.first for group in groups])
         # A network of fixed length is given all rows: only altered ones show whether it looks at those of the future.
         later = row >= per_sample([group.stop for group in groups]) if self._inference else None
-        return _Run(groups, run.rows, run.batch, run.whole, constant=constant, later=later)
+        return _State(groups, run.rows, run.batch, run.whole, constant=constant, later=later)
 
     def _block(self, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         hidden = self._windowed_states(index, args, kwargs)

@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
-from reco_lightning.windowing.engines.base import Engine, Head, Run
+from reco_lightning.windowing.engines.base import Engine, ForwardState, Head
 from reco_lightning.windowing.engines.call_slicing import (
     checkpoints_itself,
     cut_call,
@@ -31,7 +31,12 @@ from reco_lightning.windowing.engines.call_slicing import (
     replace_arguments,
     take_hidden,
 )
-from reco_lightning.windowing.engines.context_kv import AttentionJoint, AttentionReachedError, Joint, KeptKeys
+from reco_lightning.windowing.engines.context_kv import (
+    AttentionContextKV,
+    AttentionReachedError,
+    ContextCache,
+    ContextKV,
+)
 from reco_lightning.windowing.engines.interception import PatchedMethod
 from reco_lightning.windowing.engines.mingpt import MinGPTAttention, is_mingpt_attention
 from reco_lightning.windowing.rows import Context, RowLayout
@@ -40,7 +45,7 @@ __all__ = ["FrozenEngine"]
 
 
 @dataclass
-class _Run(Run):
+class _State(ForwardState):
     """What the blocks keep for each other: states of the context, and how often a block attends."""
 
     contexts: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
@@ -81,7 +86,7 @@ class FrozenEngine(Engine):
         *,
         context: Context = "frozen",
         recompute: bool = False,
-        joint: Joint | None = None,
+        joint: ContextKV | None = None,
         name: str = "frozen",
     ) -> None:
         patches = [PatchedMethod(block, "forward", partial(self._block, index)) for index, block in enumerate(blocks)]
@@ -90,11 +95,11 @@ class FrozenEngine(Engine):
         self.recompute = recompute or any(checkpoints_itself(block) for block in blocks)
         self.last = len(blocks) - 1
         self._blocks = list(blocks)
-        self._joint = joint or AttentionJoint()
+        self._joint = joint or AttentionContextKV()
         self._adapted = [
             [MinGPTAttention(part) for part in block.modules() if is_mingpt_attention(part)] for block in blocks
         ]
-        self._run: _Run | None = None
+        self._run: _State | None = None
 
     @override
     def install(self) -> None:
@@ -111,8 +116,8 @@ class FrozenEngine(Engine):
         super().remove()
 
     @override
-    def _start(self, run: Run, device: torch.device) -> _Run:
-        return _Run(run.groups, run.rows, run.batch, run.whole)
+    def _start(self, run: ForwardState, device: torch.device) -> _State:
+        return _State(run.groups, run.rows, run.batch, run.whole)
 
     def _block(self, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         hidden = self._windowed_states(index, args, kwargs)
@@ -169,7 +174,7 @@ class FrozenEngine(Engine):
                 return original(*cut[0], **cut[1])
 
         enough = run.attentions if index == self.last and not torch.compiler.is_compiling() else None
-        kept = KeptKeys(first, enough)
+        kept = ContextCache(first, enough)
         if first:
             passed = self._context_pass(partial(call, context, 0, first), kept, hidden.device.type)
             if run.attentions is None:
@@ -197,7 +202,7 @@ class FrozenEngine(Engine):
             for attention in self._adapted[index]:
                 attention.start = None
 
-    def _context_pass(self, call: Callable[..., Any], kept: KeptKeys, device: str) -> torch.Tensor | None:
+    def _context_pass(self, call: Callable[..., Any], kept: ContextCache, device: str) -> torch.Tensor | None:
         trains_keys = self.context == "keys" and torch.is_grad_enabled()
         try:
             with torch.set_grad_enabled(trains_keys), _autocast_without_cache(device):

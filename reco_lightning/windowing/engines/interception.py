@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from reco_lightning.windowing.engines.attention import multi_head_attention
 
-__all__ = ["FunctionTap", "PatchedMethod"]
+__all__ = ["FunctionInterceptor", "PatchedMethod"]
 
 
 def _plain_method(module: nn.Module, name: str) -> MethodType:
@@ -98,7 +98,7 @@ class PatchedMethod:
         return _plain_method, (self.module, self.name)
 
 
-class FunctionTap(TorchFunctionMode):
+class FunctionInterceptor(TorchFunctionMode):
     """While entered, hands the calls of chosen torch functions to handlers, however the caller imported them.
 
     Args:
@@ -106,7 +106,7 @@ class FunctionTap(TorchFunctionMode):
 
     Example:
         >>> import torch
-        >>> with FunctionTap({F.relu: lambda x, **_: x + 1}):
+        >>> with FunctionInterceptor({F.relu: lambda x, **_: x + 1}):
         ...     F.relu(torch.zeros(1)).item()
         1.0
     """

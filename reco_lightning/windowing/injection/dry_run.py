@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from reco_lightning.windowing.engines.interception import FunctionTap
+from reco_lightning.windowing.engines.interception import FunctionInterceptor
 
-__all__ = ["CrossEntropyCall", "InertOptimizer", "Sandbox", "StepEndedError"]
+__all__ = ["CrossEntropyCall", "DryRun", "InertOptimizer", "StepEndedError"]
 
 CrossEntropyCall = Callable[..., torch.Tensor]
 
@@ -57,7 +57,7 @@ class InertOptimizer:
         return (lambda *args, **kwargs: None) if value is None or callable(value) else value
 
 
-class Sandbox:
+class DryRun:
     """Restores, after each run of a step, what the step may have changed.
 
     Random states (Python, NumPy, torch, generators held by modules), buffers, attributes, lists and dictionaries held
@@ -106,7 +106,7 @@ class Sandbox:
         if backward is not None:
             taps[torch.Tensor.backward] = partial(_backward, backward)
         # compiled parts run as they were written: a watch cannot be traced, and would be compiled for one run
-        with self._restored(), torch.compiler.set_stance("force_eager"), FunctionTap(taps):
+        with self._restored(), torch.compiler.set_stance("force_eager"), FunctionInterceptor(taps):
             try:
                 self.step()
             except StepEndedError:

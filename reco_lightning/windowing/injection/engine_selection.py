@@ -15,15 +15,15 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from reco_lightning.support.block_stacks import block_stacks
 from reco_lightning.support.transformers_cache import CACHE_ARGUMENTS, describe_module, find_cache_argument
 from reco_lightning.windowing.engines.base import Engine, Head
-from reco_lightning.windowing.engines.context_kv import AttentionJoint, CacheJoint, Joint
+from reco_lightning.windowing.engines.context_kv import AttentionContextKV, CacheContextKV, ContextKV
 from reco_lightning.windowing.engines.cropped import DroppedEngine
 from reco_lightning.windowing.engines.detached import DetachedEngine
 from reco_lightning.windowing.engines.frozen import FrozenEngine
 from reco_lightning.windowing.engines.mingpt import is_mingpt_attention
-from reco_lightning.windowing.injection.dry_run import Sandbox
+from reco_lightning.windowing.injection.dry_run import DryRun
 from reco_lightning.windowing.injection.recompile_limit import is_compiled
-from reco_lightning.windowing.injection.step_trace import Hints, Trace, rehearse
-from reco_lightning.windowing.injection.verification import prove
+from reco_lightning.windowing.injection.step_trace import Overrides, Trace, trace_step
+from reco_lightning.windowing.injection.verification import verify_engine
 from reco_lightning.windowing.rows import Context
 from reco_lightning.windowing.sampler import Window, WindowSampler
 
@@ -107,7 +107,7 @@ def build_engine(
         raise MisconfigurationException(f"{kind} take states of more dimensions than (B, T, D), which cannot be cut")
     if name == "prefix":
         return DetachedEngine(blocks, head, layout, context=context, fixed_length=False)
-    joint: Joint = AttentionJoint()
+    joint: ContextKV = AttentionContextKV()
     if name == "cache":
         argument, *others = set(map(find_cache_argument, blocks))
         if argument is None or others:
@@ -115,7 +115,7 @@ def build_engine(
                 f"{kind} do not all take a key/value cache by one of the names {', '.join(CACHE_ARGUMENTS)}, as layers "
                 "of transformers do"
             )
-        joint = CacheJoint(argument)
+        joint = CacheContextKV(argument)
     elif trace.recomputes_parts:
         raise MisconfigurationException(
             f"{kind} checkpoint their attention inside themselves, where a recomputation would not see the window; "
@@ -156,7 +156,7 @@ def select_engine(
     step: Callable[[], Any],
     sampler: WindowSampler,
     *,
-    hints: Hints,
+    overrides: Overrides,
     context: Context,
     windows_per_batch: int = 1,
     attached: int = 0,
@@ -170,7 +170,7 @@ def select_engine(
         module: The LightningModule.
         step: Runs its training step on the batch at hand.
         sampler: The windows.
-        hints: What the user names.
+        overrides: What the user names.
         context: What the context is to the window.
         windows_per_batch: Groups of the batch; above 1 a run with groups is proved too.
         attached: Tokens in front of each window that are to be trained through.
@@ -184,7 +184,7 @@ def select_engine(
     Raises:
         MisconfigurationException: If nothing fits; nothing has been changed then.
     """
-    trace, sandbox = rehearse(module, step, tokens=sampler.tokens, hints=hints)
+    trace, dry_run = trace_step(module, step, tokens=sampler.tokens, overrides=overrides)
     names = ("dropped",) if context == "dropped" else ENGINES
     if engine != "auto":
         if engine not in names:
@@ -204,7 +204,7 @@ def select_engine(
             )
             error = None
             if verify:
-                error = _proved(chosen, trace, sandbox, runs, attached=attached, exact=context != "dropped")
+                error = _verified(chosen, trace, dry_run, runs, attached=attached, exact=context != "dropped")
         except MisconfigurationException as failure:
             failures[name] = str(failure)
             continue
@@ -219,12 +219,12 @@ def _telling(windows: Sequence[Window]) -> list[Window]:
     return [windows[index] for index in sorted({0, min(1, len(windows) - 1), len(windows) - 1})]
 
 
-def _proved(
-    engine: Engine, trace: Trace, sandbox: Sandbox, runs: Sequence[Sequence[Window]], *, attached: int, exact: bool
+def _verified(
+    engine: Engine, trace: Trace, dry_run: DryRun, runs: Sequence[Sequence[Window]], *, attached: int, exact: bool
 ) -> float:
     engine.install()
     try:
-        return prove(engine, trace, sandbox, runs, attached=attached, exact=exact)
+        return verify_engine(engine, trace, dry_run, runs, attached=attached, exact=exact)
     finally:
         engine.remove()
 

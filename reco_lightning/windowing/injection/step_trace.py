@@ -18,15 +18,15 @@ from reco_lightning.windowing.engines.call_slicing import checkpoints_itself, ma
 from reco_lightning.windowing.engines.interception import PatchedMethod
 from reco_lightning.windowing.injection.attention_watch import AttentionWatch, under_checkpoint
 from reco_lightning.windowing.injection.autograd_graph import depends, is_copied, reaches_parameter
-from reco_lightning.windowing.injection.dry_run import Sandbox, StepEndedError
+from reco_lightning.windowing.injection.dry_run import DryRun, StepEndedError
 from reco_lightning.windowing.losses.cross_entropy import loss_rows
 from reco_lightning.windowing.rows import RowLayout
 
-__all__ = ["Hints", "Trace", "rehearse"]
+__all__ = ["Overrides", "Trace", "trace_step"]
 
 
 @dataclass(frozen=True)
-class Hints:
+class Overrides:
     """What the user names, each ``None`` where it is to be found.
 
     Args:
@@ -52,7 +52,7 @@ class Trace:
         head: Name of the module that makes the logits.
         rows: T, the length of the network's sequence.
         tail: Rows after the one that predicts the last video token.
-        loss_tail: Rows after the one that feeds the last loss row.
+        rows_after_loss: Rows after the one that feeds the last loss row.
         call: Which call of ``F.cross_entropy`` in the step is the network's, counted from 0.
         attention: Whether every block called ``F.scaled_dot_product_attention``.
         recomputed: Whether the blocks run under activation checkpointing.
@@ -72,7 +72,7 @@ class Trace:
     head: str
     rows: int
     tail: int
-    loss_tail: int
+    rows_after_loss: int
     call: int
     attention: bool
     recomputed: bool
@@ -126,11 +126,13 @@ class _Record:
 class _Recorder:
     """Watches one plain run of the step: the blocks run without gradient, what follows them with it."""
 
-    def __init__(self, module: nn.Module, stacks: dict[str, list[nn.Module]], tokens: int, hints: Hints) -> None:
+    def __init__(
+        self, module: nn.Module, stacks: dict[str, list[nn.Module]], tokens: int, overrides: Overrides
+    ) -> None:
         self.module = module
         self.stacks = [_Stack(name, blocks) for name, blocks in stacks.items()]
         self.tokens = tokens
-        self.hints = hints
+        self.overrides = overrides
         self.records: list[_Record] = []
         self.called: list[str] = []
         self.finished: _Stack | None = None
@@ -267,9 +269,10 @@ class _Recorder:
         self._align(call, stack, head, logits, target, ignore_index)
 
     def _find_head(self, reached: Sequence[_Record], classes: int) -> _Record | None:
-        if self.hints.head is not None:
+        if self.overrides.head is not None:
             return next(
-                (r for r in reached if r.name == self.hints.head or r.name.endswith("." + self.hints.head)), None
+                (r for r in reached if r.name == self.overrides.head or r.name.endswith("." + self.overrides.head)),
+                None,
             )
         leaves = [
             record
@@ -303,8 +306,8 @@ class _Recorder:
         if not counted:
             self.problems.append("every target of the first batch is ignore_index: there is nothing to learn from it")
             return
-        loss_tail = rows - length - offsets.pop()
-        tail = loss_tail + length - 1 - counted[-1]
+        rows_after_loss = rows - length - offsets.pop()
+        tail = rows_after_loss + length - 1 - counted[-1]
         self._check_tokens(rows, tail, counted[-1] - counted[0] + 1)
         if self.problems:
             return
@@ -316,7 +319,7 @@ class _Recorder:
             head=head.name,
             rows=rows,
             tail=tail,
-            loss_tail=loss_tail,
+            rows_after_loss=rows_after_loss,
             call=call,
             attention=len(stack.attentions) == len(stack.blocks),
             recomputed=stack.recomputed,
@@ -333,7 +336,7 @@ class _Recorder:
 
     def _check_tokens(self, rows: int, tail: int, counted: int) -> None:
         prefix = rows - tail - self.tokens + 1
-        wanted = self.hints.prefix_tokens
+        wanted = self.overrides.prefix_tokens
         sizes = f"the sampler's frame_blocks x tokens_per_block = {self.tokens}"
         if prefix < 0 or (wanted is not None and wanted != prefix):
             self.problems.append(
@@ -375,40 +378,43 @@ def _places(logits: torch.Tensor, source: torch.Tensor, batch: int, length: int)
     return sorted(places)
 
 
-def rehearse(module: nn.Module, step: Callable[[], Any], *, tokens: int, hints: Hints) -> tuple[Trace, Sandbox]:
+def trace_step(
+    module: nn.Module, step: Callable[[], Any], *, tokens: int, overrides: Overrides
+) -> tuple[Trace, DryRun]:
     """Runs a training step up to its cross-entropy, without a trace, and reports what feeds it.
 
     Args:
         module: The LightningModule.
         step: Runs its training step on the batch at hand.
         tokens: N, video tokens of a sample.
-        hints: What the user names.
+        overrides: What the user names.
 
     Returns:
-        The findings, and the sandbox in which the same step can be run again.
+        The findings, and the dry run in which the same step can be run again.
 
     Raises:
         MisconfigurationException: If blocks, head or loss are not found; the message lists what was.
     """
     stacks = block_stacks(module)
-    if hints.network is not None:
-        stacks = {name: blocks for name, blocks in stacks.items() if _holds(hints.network, name)}
-    if hints.blocks is not None:
-        stacks = {name: b for name, b in stacks.items() if name == hints.blocks or name.endswith("." + hints.blocks)}
+    if overrides.network is not None:
+        stacks = {name: blocks for name, blocks in stacks.items() if _holds(overrides.network, name)}
+    if overrides.blocks is not None:
+        named = overrides.blocks
+        stacks = {name: b for name, b in stacks.items() if name == named or name.endswith(f".{named}")}
     found = ", ".join(f"'{name}' ({len(blocks)} x {type(blocks[0]).__name__})" for name, blocks in stacks.items())
     if not stacks:
         raise MisconfigurationException(
-            f"no stack of blocks was found in {type(module).__name__} with network={hints.network!r}, "
-            f"blocks={hints.blocks!r}; a ModuleList or Sequential of like modules was sought, these exist: "
+            f"no stack of blocks was found in {type(module).__name__} with network={overrides.network!r}, "
+            f"blocks={overrides.blocks!r}; a ModuleList or Sequential of like modules was sought, these exist: "
             f"{list(block_stacks(module)) or 'none'}; set blocks= to the name of one"
         )
     quiet = [part for blocks in stacks.values() for block in blocks for part in block.modules() if part is not block]
-    sandbox = Sandbox(module, step, quiet=quiet)
-    recorder = _Recorder(module, stacks, tokens, hints)
+    dry_run = DryRun(module, step, quiet=quiet)
+    recorder = _Recorder(module, stacks, tokens, overrides)
     remove = recorder.watch()
     try:
         with torch.enable_grad():
-            sandbox.run(recorder.cross_entropy, fused=recorder.linear_cross_entropy, backward=recorder.backward)
+            dry_run.run(recorder.cross_entropy, fused=recorder.linear_cross_entropy, backward=recorder.backward)
     except Exception:
         if recorder.trace is None:  # what is wrong behind the loss is the step's own affair
             raise
@@ -418,7 +424,7 @@ def rehearse(module: nn.Module, step: Callable[[], Any], *, tokens: int, hints: 
         raise MisconfigurationException(f"{type(module).__name__} cannot be windowed: {'; '.join(recorder.problems)}")
     if recorder.trace is None:
         raise MisconfigurationException(_explain_absence(module, recorder, found))
-    return recorder.trace, sandbox
+    return recorder.trace, dry_run
 
 
 def _explain_absence(module: nn.Module, recorder: _Recorder, found: str) -> str:

@@ -11,18 +11,18 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from reco_lightning.windowing.engines.base import Engine
-from reco_lightning.windowing.injection.dry_run import Sandbox, StepEndedError
+from reco_lightning.windowing.injection.dry_run import DryRun, StepEndedError
 from reco_lightning.windowing.injection.step_trace import Trace
 from reco_lightning.windowing.losses.cross_entropy import select_rows
 from reco_lightning.windowing.sampler import Window
 
-__all__ = ["prove"]
+__all__ = ["verify_engine"]
 
 
-def prove(
+def verify_engine(
     engine: Engine,
     trace: Trace,
-    sandbox: Sandbox,
+    dry_run: DryRun,
     runs: Sequence[Sequence[Window]],
     *,
     attached: int = 0,
@@ -33,7 +33,7 @@ def prove(
     Args:
         engine: The engine, installed.
         trace: What the plain run left.
-        sandbox: Where the step can be run.
+        dry_run: Where the step can be run.
         runs: The windows to try, for each run one per group of the batch.
         attached: Tokens in front of each window that are to be trained through.
         exact: Whether the states must equal the plain run's on every window, or (a dropped context changes the others
@@ -47,9 +47,9 @@ def prove(
     """
     worst = 0.0
     for windows in runs:
-        engine.arm(windows, attached=attached, inference=True)
+        engine.activate(windows, attached=attached, inference=True)
         try:
-            logits, target = _own_loss(trace, sandbox)
+            logits, target = _own_loss(trace, dry_run)
             worst = max(worst, _compare(engine, trace, logits, target, exact=exact))
         except (AttributeError, RuntimeError, TypeError, ValueError, StopIteration) as error:
             if "Connection closed" in str(error):  # another rank has ended; its own message says why
@@ -59,11 +59,11 @@ def prove(
                 f"'{trace.blocks}', head '{trace.head}'; set blocks= or head= if these are the wrong ones"
             ) from error
         finally:
-            engine.disarm()
+            engine.deactivate()
     return worst
 
 
-def _own_loss(trace: Trace, sandbox: Sandbox) -> tuple[torch.Tensor, torch.Tensor]:
+def _own_loss(trace: Trace, dry_run: DryRun) -> tuple[torch.Tensor, torch.Tensor]:
     """Runs the step up to the network's own cross-entropy and returns what that is given."""
     calls = 0
     given: list[torch.Tensor] = []
@@ -77,7 +77,7 @@ def _own_loss(trace: Trace, sandbox: Sandbox) -> tuple[torch.Tensor, torch.Tenso
         raise StepEndedError
 
     with torch.no_grad():
-        sandbox.run(cross_entropy)
+        dry_run.run(cross_entropy)
     if not given:
         raise RuntimeError("the training step did not reach its cross-entropy a second time")
     return given[0], given[1]
@@ -89,7 +89,7 @@ def _compare(engine: Engine, trace: Trace, logits: torch.Tensor, target: torch.T
         raise MisconfigurationException(f"the head '{trace.head}' was not reached by the windowed step")
     groups, batch = output.groups, output.batch
     names = _names([group.window for group in groups])
-    offset = trace.rows - trace.loss_tail - target.numel() // batch
+    offset = trace.rows - trace.rows_after_loss - target.numel() // batch
     own, _ = select_rows(logits, target, groups, batch=batch, offset=offset)
     others = int(logits.isnan().any(dim=1 if logits.ndim > 2 else -1).sum())
     whole = not others and all(len(group.window) == engine.layout.tokens for group in groups)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from reco_lightning.windowing.engines.base import Engine
-from reco_lightning.windowing.engines.interception import FunctionTap
+from reco_lightning.windowing.engines.interception import FunctionInterceptor
 from reco_lightning.windowing.injection.autograd_graph import depends
 from reco_lightning.windowing.injection.step_trace import Trace
 from reco_lightning.windowing.losses.continuity import Continuity, ContinuityNorm, continuity_loss, gradient_norm
@@ -74,14 +74,14 @@ class WindowLoss:
     Args:
         continuity: The continuity term.
         tokens: N, video tokens of a sample.
-        loss_tail: Rows of the network after the one that feeds the last loss row.
+        rows_after_loss: Rows of the network after the one that feeds the last loss row.
         by_group: Whether the report holds each group's cross-entropy too.
     """
 
-    def __init__(self, continuity: Continuity, *, tokens: int, loss_tail: int, by_group: bool = False) -> None:
+    def __init__(self, continuity: Continuity, *, tokens: int, rows_after_loss: int, by_group: bool = False) -> None:
         self.continuity = continuity
         self.tokens = tokens
-        self.loss_tail = loss_tail
+        self.rows_after_loss = rows_after_loss
         self.by_group = by_group
         self._sizes: tuple[int, int] | None = None
 
@@ -117,9 +117,9 @@ class WindowLoss:
             continuity = mean_continuity(output, self.continuity.norm, self.continuity.lag)
         losses: tuple[tuple[Window, torch.Tensor], ...] = ()
         if self.by_group:
-            own = output.logits if output.unread is None else output.hidden
+            own = output.logits if output.head_input is None else output.hidden
             rows = select_rows(logits, target, output.groups, batch=output.batch, offset=offset, own=own)
-            values = group_losses(*rows, output.groups, unread=output.unread)
+            values = group_losses(*rows, output.groups, head_input=output.head_input)
             losses = tuple((group.window, value) for group, value in zip(output.groups, values, strict=True))
         start = sum(g.window.start * (g.samples.stop - g.samples.start) for g in output.groups) / output.batch
         report = StepReport(mean.detach(), continuity.detach(), start, losses)
@@ -132,11 +132,10 @@ class WindowLoss:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the windows' own logits (R, V) and targets (R,), as ``select_rows`` does."""
         offset = self._offset(output, target)
-        own, unread = output.logits, output.unread
-        if unread is not None:
-            own = tuple(
-                F.linear(states.to(unread.weight.dtype), unread.weight, unread.bias) for states in output.hidden
-            )
+        own, head_input = output.logits, output.head_input
+        if head_input is not None:
+            weight, bias = head_input.weight, head_input.bias
+            own = tuple(F.linear(states.to(weight.dtype), weight, bias) for states in output.hidden)
         return select_rows(logits, target, output.groups, batch=output.batch, offset=offset, own=own)
 
     def _offset(self, output: WindowOutput, target: torch.Tensor) -> int:
@@ -153,7 +152,7 @@ class WindowLoss:
                 f"F.cross_entropy was given {first} of {rows} rows of the network on the first batch, and {length} of "
                 f"{output.rows} now; take no rows out before the loss, use ignore_index"
             )
-        return output.rows - self.loss_tail - length
+        return output.rows - self.rows_after_loss - length
 
     def _cross_entropy(
         self, output: WindowOutput, logits: torch.Tensor, target: torch.Tensor, *, offset: int, options: dict[str, Any]
@@ -167,13 +166,14 @@ class WindowLoss:
         groups = output.groups
         places: dict[str, Any] = {"batch": output.batch, "offset": offset}
         whole = len(groups) == 1 and len(groups[0].window) == self.tokens
-        unread = output.unread
-        if unread is not None:
-            if whole and unread.states[0].shape[1] == output.rows:  # the plain loss may cover rows beside the tokens'
+        head_input = output.head_input
+        if head_input is not None:
+            # the plain loss may cover rows beside the tokens'
+            if whole and head_input.states[0].shape[1] == output.rows:
                 rows = slice(offset, offset + target.numel() // output.batch)
                 groups = (replace(groups[0], loss_start=rows.start, stop=rows.stop),)
-                unread = replace(unread, states=(unread.states[0][:, rows],))
-            return head_cross_entropy(unread, logits, target, groups, **places, **options)
+                head_input = replace(head_input, states=(head_input.states[0][:, rows],))
+            return head_cross_entropy(head_input, logits, target, groups, **places, **options)
         if whole and not output.is_placeholder:
             return F.cross_entropy(logits, target, **options)  # the plain call itself, bit for bit
         return window_cross_entropy(logits, target, groups, **places, own=output.logits, **options)
@@ -201,7 +201,9 @@ class Injection:
     def __init__(self, engine: Engine, trace: Trace, continuity: Continuity, *, by_group: bool = False) -> None:
         self.engine = engine
         self.call = trace.call
-        self.loss = WindowLoss(continuity, tokens=engine.layout.tokens, loss_tail=trace.loss_tail, by_group=by_group)
+        self.loss = WindowLoss(
+            continuity, tokens=engine.layout.tokens, rows_after_loss=trace.rows_after_loss, by_group=by_group
+        )
         self._copied = trace.copies_head and engine.head.placeholder is not None
         self._placeholders: list[torch.Tensor] = []
         self._progress = 0.0
@@ -212,7 +214,7 @@ class Injection:
     def run(
         self, windows: Sequence[Window], step: Callable[[], Any], *, attached: int = 0, progress: float = 0.0
     ) -> tuple[Any, StepReport | None]:
-        """Runs the step on windows. The engine stays armed for the backward pass; ``engine.disarm()`` ends it.
+        """Runs the step on windows. The engine stays armed for the backward pass; ``engine.deactivate()`` ends it.
 
         Args:
             windows: One window per group of the batch.
@@ -227,13 +229,13 @@ class Injection:
             RuntimeError: If the network ran and its cross-entropy was not met, or the reverse.
         """
         self._calls, self._report, self._progress = 0, None, progress
-        self.engine.arm(windows, attached=attached)
+        self.engine.activate(windows, attached=attached)
         handlers: dict[Callable[..., Any], Callable[..., Any]] = {F.cross_entropy: self.cross_entropy}
         if self._copied:
             assert self.engine.head.placeholder is not None
             self._placeholders = [self.engine.head.placeholder]
             handlers |= {function: partial(self._copy, function) for function in _COPIES}
-        with FunctionTap(handlers):
+        with FunctionInterceptor(handlers):
             result = step()
         self._first = False
         if self.engine.output is not None and self._report is None:

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 import torch
 
-from reco_lightning.support.argument_checks import check_finite, check_switch, check_tensor
+from reco_lightning.support.argument_checks import check_finite, check_flag, check_tensor
 
 __all__ = ["Continuity", "ContinuityNorm", "ContinuitySchedule", "continuity_loss", "gradient_norm"]
 
@@ -49,7 +49,7 @@ class Continuity:
 
     def __post_init__(self) -> None:
         check_finite(continuity_weight=self.weight)
-        check_switch(continuity_balanced=self.balanced)
+        check_flag(continuity_balanced=self.balanced)
         if self.weight < 0:
             raise ValueError(f"continuity_weight must be a finite number of 0 or more, got {self.weight!r}")
         for name, value, allowed in (

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from reco_lightning.windowing.losses.chunked_cross_entropy import linear_cross_entropy
-from reco_lightning.windowing.rows import Group, Unread
+from reco_lightning.windowing.rows import HeadInput, WindowGroup
 
 __all__ = ["group_losses", "head_cross_entropy", "loss_rows", "select_rows", "window_cross_entropy"]
 
@@ -49,7 +49,7 @@ def loss_rows(logits: torch.Tensor, target: torch.Tensor, batch: int) -> int:
 def select_rows(
     logits: torch.Tensor,
     target: torch.Tensor,
-    groups: Sequence[Group],
+    groups: Sequence[WindowGroup],
     *,
     batch: int,
     offset: int,
@@ -81,7 +81,7 @@ def select_rows(
 
 
 def group_losses(
-    rows: torch.Tensor, target: torch.Tensor, groups: Sequence[Group], *, unread: Unread | None = None
+    rows: torch.Tensor, target: torch.Tensor, groups: Sequence[WindowGroup], *, head_input: HeadInput | None = None
 ) -> list[torch.Tensor]:
     """Mean cross-entropy of each group's window, nats, without graph.
 
@@ -89,7 +89,7 @@ def group_losses(
         rows: Logits as ``select_rows`` returns them, (R, V); states (R, D) where they have yet to be made.
         target: Likewise, (R,).
         groups: The groups of the batch.
-        unread: Where they have, the head that makes them.
+        head_input: Where they have, the head that makes them.
 
     Returns:
         Scalars, one per group.
@@ -97,18 +97,18 @@ def group_losses(
     sizes = [(group.samples.stop - group.samples.start) * (group.stop - group.loss_start) for group in groups]
     with torch.no_grad():
         parts = zip(rows.split(sizes), target.split(sizes), strict=True)
-        if unread is None:
+        if head_input is None:
             return [F.cross_entropy(part.float(), places) for part, places in parts]
-        weight, bias = unread.weight, unread.bias
+        weight, bias = head_input.weight, head_input.bias
         with torch.autocast(rows.device.type, enabled=False):
             return [linear_cross_entropy(part.to(weight.dtype), weight, places, bias=bias) for part, places in parts]
 
 
 def head_cross_entropy(
-    unread: Unread,
+    head_input: HeadInput,
     logits: torch.Tensor,
     target: torch.Tensor,
-    groups: Sequence[Group],
+    groups: Sequence[WindowGroup],
     *,
     batch: int,
     offset: int,
@@ -117,7 +117,7 @@ def head_cross_entropy(
     """Cross-entropy of the windows' rows, whose logits a linear head has yet to make; never all of them at a time.
 
     Args:
-        unread: The head, and what it reads.
+        head_input: The head, and what it reads.
         logits: The placeholder that the caller gave, as in ``loss_rows``.
         target: As in ``loss_rows``.
         groups: The groups of the batch with their rows of the network.
@@ -133,12 +133,12 @@ def head_cross_entropy(
     odd = any(options.get(name) is not None for name in ("weight", "size_average", "reduce"))
     if odd or reduction not in ("mean", "sum") or options.get("label_smoothing"):
         with torch.autocast(logits.device.type, enabled=False):
-            own = [F.linear(part, unread.weight, unread.bias) for part in unread.states]
+            own = [F.linear(part, head_input.weight, head_input.bias) for part in head_input.states]
         return window_cross_entropy(logits, target, groups, batch=batch, offset=offset, own=own, **options)
-    rows, places = select_rows(logits, target, groups, batch=batch, offset=offset, own=unread.states)
+    rows, places = select_rows(logits, target, groups, batch=batch, offset=offset, own=head_input.states)
     with torch.autocast(logits.device.type, enabled=False):
         loss = linear_cross_entropy(
-            rows, unread.weight, places, bias=unread.bias, ignore_index=ignored, reduction=reduction
+            rows, head_input.weight, places, bias=head_input.bias, ignore_index=ignored, reduction=reduction
         )
     if reduction == "sum":
         loss = loss * ((target != ignored).sum() / (places != ignored).sum().clamp_min(1))
@@ -148,7 +148,7 @@ def head_cross_entropy(
 def window_cross_entropy(
     logits: torch.Tensor,
     target: torch.Tensor,
-    groups: Sequence[Group],
+    groups: Sequence[WindowGroup],
     *,
     batch: int,
     offset: int,

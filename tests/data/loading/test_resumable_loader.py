@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler
 
 from reco_lightning.data.loading.resumable_loader import ResumableDataLoader
-from reco_lightning.data.loading.sample_order import PassSampler, Place, data_ranks, pass_order, rank_share
+from reco_lightning.data.loading.sample_order import EpochSampler, Place, data_ranks, epoch_order, rank_share
 
 ITEMS, BATCH = 14, 4  # three full batches and two items over
 
@@ -98,7 +98,7 @@ def train(folder, *, loader, epochs=3, resume=None, val=None, callbacks=(), **op
 
 
 def test_order_is_a_function_of_seed_and_pass():
-    orders = {tuple(pass_order(20, seed=s, number=e).tolist()) for s in range(3) for e in range(3)}
+    orders = {tuple(epoch_order(20, seed=s, number=e).tolist()) for s in range(3) for e in range(3)}
     assert len(orders) == 9
     assert all(sorted(order) == list(range(20)) for order in orders)
 
@@ -106,14 +106,14 @@ def test_order_is_a_function_of_seed_and_pass():
 def test_every_iteration_of_a_plain_loop_is_a_new_pass():
     loader = make(seed=3)
     for number in range(3):
-        assert flat(indices(loader)) == pass_order(ITEMS, seed=3, number=number).tolist()
+        assert flat(indices(loader)) == epoch_order(ITEMS, seed=3, number=number).tolist()
 
 
 def test_set_epoch_chooses_the_pass():
     loader = make(seed=3)
     for epoch in (2, 0, 0, 1):
         loader.set_epoch(epoch)
-        assert flat(indices(loader)) == pass_order(ITEMS, seed=3, number=epoch).tolist()
+        assert flat(indices(loader)) == epoch_order(ITEMS, seed=3, number=epoch).tolist()
 
 
 def test_an_epoch_cut_short_is_gone_on_with_in_the_next_one():
@@ -200,7 +200,7 @@ def test_state_serves_exactly_the_remaining_batches(stop, workers):
     assert indices(resumed) == expected[stop:]
     assert resumed.state_dict()["batches"] == len(expected)
     resumed.set_epoch(3)
-    assert flat(indices(resumed)) == pass_order(ITEMS, seed=0, number=3).tolist()
+    assert flat(indices(resumed)) == epoch_order(ITEMS, seed=0, number=3).tolist()
 
 
 def test_an_iterator_that_was_given_up_does_not_disturb_the_count():
@@ -277,7 +277,7 @@ def test_lightning_leaves_the_sampler_in_place():
 
 
 def test_ranks_are_looked_up_when_needed(monkeypatch):
-    sampler = PassSampler(range(7), batch_size=1, shuffle=False)
+    sampler = EpochSampler(range(7), batch_size=1, shuffle=False)
     assert len(sampler) == 7
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
@@ -355,5 +355,5 @@ def test_overfit_batches_makes_the_loader_anew_without_shuffling(tmp_path):
 
 
 def test_a_seed_below_0_is_a_seed():
-    orders = {tuple(pass_order(50, seed=seed, number=0).tolist()) for seed in (-1, 0, 1, -(2**63))}
+    orders = {tuple(epoch_order(50, seed=seed, number=0).tolist()) for seed in (-1, 0, 1, -(2**63))}
     assert len(orders) == 4

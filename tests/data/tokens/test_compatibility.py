@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from reco_lightning import ReCoCallback, VideoModel, VideoTransformer, WindowSampler
-from reco_lightning.data.tokens.compatibility import misfits
+from reco_lightning.data.tokens.compatibility import mismatches
 from reco_lightning.data.tokens.manifest import Manifest
 from reco_lightning.data.tokens.module import TokenDataModule
 from reco_lightning.data.tokens.shards import TokenShardWriter
@@ -60,25 +60,25 @@ def network(**options):
     ],
 )
 def test_every_number_that_differs_is_named(one, samplers, expected):
-    assert misfits(manifest(), network=one, samplers=samplers) == expected
+    assert mismatches(manifest(), network=one, samplers=samplers) == expected
 
 
 def test_ids_in_no_order_of_time_may_be_split_in_any_way():
     holistic = manifest((30,), frame_aligned=False)
     for blocks in (1, 3, 5, 30):
         assert (
-            misfits(
+            mismatches(
                 holistic,
                 network=network(grid=(30 // blocks, blocks, 1)),
                 samplers=[WindowSampler(blocks, 30 // blocks, window_blocks=1)],
             )
             == []
         )
-    assert misfits(holistic, samplers=[WindowSampler(5, 5)]) == [
+    assert mismatches(holistic, samplers=[WindowSampler(5, 5)]) == [
         "the shards hold 30 ids a clip, the sampler expects 25 (frame_blocks=5 x tokens_per_block=5)"
     ]
     unordered = manifest(frame_aligned=False)
-    assert misfits(unordered, samplers=[WindowSampler(3, 10)]) == []
+    assert mismatches(unordered, samplers=[WindowSampler(3, 10)]) == []
 
 
 class Late(VideoModel):

@@ -97,7 +97,7 @@ def test_a_plan_is_to_the_byte_what_the_callbacks_real_steps_need(kernels, preci
     assert [one.window for one in windowed.windows] == list(callback.settings.sampler.windows)
     for one in windowed.windows:
         assert one.trace == follow(lambda window=one.window: injection.run([window], step)[0]), one.window
-        selection.engine.disarm()
+        selection.engine.deactivate()
     selection.engine.remove()
 
 

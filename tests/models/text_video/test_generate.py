@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from reco_lightning.data.tokens.caption_ids import load_text_tokenizer
-from reco_lightning.models.sampling.token_sampling import own_draws, sample_token
+from reco_lightning.models.sampling.token_sampling import per_sample_uniforms, sample_token
 from reco_lightning.models.text_video.generate import generate_from_text
 from tests.helpers.words import save_words
 from tests.models.text_video.test_network import TEXT, VIDEO, build
@@ -21,7 +21,7 @@ def by_hand(network, captions, *, scale=1.0, seed=0, indices=None, **options):
     for index, caption in zip(indices or range(len(captions)), captions, strict=True):
         given, none = caption[caption >= 0][None], torch.empty(1, 0, dtype=torch.long)
         tokens = torch.empty(1, 0, dtype=torch.long)
-        for draw in own_draws(seed, [index], network.num_tokens):
+        for draw in per_sample_uniforms(seed, [index], network.num_tokens):
             with torch.no_grad():
                 logits = network(given, tokens)[:, -1, TEXT : TEXT + VIDEO]
                 if scale != 1:

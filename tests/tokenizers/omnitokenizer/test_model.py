@@ -59,13 +59,13 @@ def test_published_ids_in_every_position(tokenizer, cases, case):
 @pytest.mark.parametrize("name", RELEASED)
 def test_the_released_layouts_have_the_released_keys_and_shapes(name):
     listing = json.loads((DATA / f"shapes_{name}.json").read_text())
-    unread = (
+    head_input = (
         r"codebook\.(N|z_avg|codebook_usage)|.*\.context_norm\..*|.*_temporal_transformer\..*spatial_rel_pos_bias.*"
     )
     wanted = {
         key: tuple(shape)
         for key, shape in listing.items()
-        if re.match(r"encoder|decoder|pre_vq_conv|post_vq_conv|codebook", key) and not re.fullmatch(unread, key)
+        if re.match(r"encoder|decoder|pre_vq_conv|post_vq_conv|codebook", key) and not re.fullmatch(head_input, key)
     }
     with torch.device("meta"):
         tokenizer = OmniTokenizer(RELEASED[name])

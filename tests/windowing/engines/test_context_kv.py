@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.data import DataLoader
 
 from reco_lightning import ReCoCallback, WindowSampler
-from reco_lightning.windowing.engines.context_kv import AttentionJoint, CacheJoint, KeptKeys
+from reco_lightning.windowing.engines.context_kv import AttentionContextKV, CacheContextKV, ContextCache
 from reco_lightning.windowing.settings import ReCoSettings
 
 CONTEXT, WINDOW = 5, 3
@@ -28,16 +28,16 @@ def attend(rows, **kwargs):
     return scaled_dot_product_attention(states(rows), states(rows), states(rows), is_causal=True)
 
 
-@pytest.mark.parametrize("joint", [AttentionJoint(), CacheJoint("cache")])
+@pytest.mark.parametrize("joint", [AttentionContextKV(), CacheContextKV("cache")])
 def test_a_window_that_attends_otherwise_than_its_context_is_refused(joint):
-    kept = KeptKeys(CONTEXT)
+    kept = ContextCache(CONTEXT)
     kept.pairs.append((states(CONTEXT), states(CONTEXT)))
     with pytest.raises(RuntimeError, match=r"attended 1 times over its context and 0 times over its window"):
         joint.run_window(lambda **_: states(WINDOW), kept, WINDOW)
 
 
 def test_a_window_attends_over_both():
-    joint, kept = AttentionJoint(), KeptKeys(CONTEXT)
+    joint, kept = AttentionContextKV(), ContextCache(CONTEXT)
     with torch.no_grad():
         joint.run_context(lambda: attend(CONTEXT), kept)
     own = joint.run_window(lambda: attend(WINDOW), kept, WINDOW)

@@ -43,7 +43,7 @@ def test_no_tensor_is_left_to_the_collector(options):
 
     def train():
         injection.run(windows, step)[0].backward()
-        selection.engine.disarm()
+        selection.engine.deactivate()
 
     selection.engine.install()
     try:

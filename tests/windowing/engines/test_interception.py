@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reco_lightning.windowing.engines.attention import join_context
-from reco_lightning.windowing.engines.interception import FunctionTap, PatchedMethod
+from reco_lightning.windowing.engines.attention import attend_with_context
+from reco_lightning.windowing.engines.interception import FunctionInterceptor, PatchedMethod
 
 
 class Doubler(nn.Module):
@@ -151,14 +151,14 @@ def test_a_copy_of_the_module_alone_is_bound_to_the_copy():
 
 def test_a_tap_sees_calls_by_any_name_and_stops_at_its_end():
     relu = F.relu
-    with FunctionTap({F.relu: lambda x, inplace=False: x + 1}):
+    with FunctionInterceptor({F.relu: lambda x, inplace=False: x + 1}):
         assert relu(ONE) == F.relu(ONE) == nn.ReLU()(ONE) == 2
         assert F.relu6(ONE) == 1
     assert F.relu(ONE) == 1
 
 
 def test_a_handler_may_call_the_function_that_it_replaces():
-    with FunctionTap({F.relu: lambda x, inplace=False: F.relu(x) + 1}):
+    with FunctionInterceptor({F.relu: lambda x, inplace=False: F.relu(x) + 1}):
         assert F.relu(-ONE) == 1
 
 
@@ -167,7 +167,7 @@ def test_a_tap_ends_with_an_exception():
         raise KeyError("reached")
 
     for function, call in ((F.relu, F.relu), (F.scaled_dot_product_attention, attention)):
-        with pytest.raises(KeyError, match="reached"), FunctionTap({function: fail}):
+        with pytest.raises(KeyError, match="reached"), FunctionInterceptor({function: fail}):
             call(torch.zeros(1, 3, 8))
     assert F.relu(ONE) == 1
     assert F.scaled_dot_product_attention is SDPA
@@ -183,7 +183,7 @@ def test_nested_taps_run_from_the_inner_to_the_outer():
 
         return handler
 
-    with FunctionTap({F.relu: note("outer")}), FunctionTap({F.relu: note("inner")}):
+    with FunctionInterceptor({F.relu: note("outer")}), FunctionInterceptor({F.relu: note("inner")}):
         F.relu(ONE)
     assert seen == ["inner", "outer"]
 
@@ -208,7 +208,7 @@ def test_multihead_attention_is_tapped_once(is_causal):
 
     x = torch.randn(2, 5, 8)
     plain = attention(x, is_causal=is_causal)
-    with FunctionTap({SDPA: handler}):
+    with FunctionInterceptor({SDPA: handler}):
         own = attention(x, is_causal=is_causal)
     assert seen == [(2, 2, 5, 4)]
     assert torch.equal(own, plain)
@@ -226,7 +226,11 @@ def test_nested_taps_of_multihead_attention_run_from_the_inner_to_the_outer():
         return handler
 
     x = torch.randn(2, 5, 8)
-    with FunctionTap({SDPA: note("outer")}), FunctionTap({SDPA: note("middle")}), FunctionTap({SDPA: note("inner")}):
+    with (
+        FunctionInterceptor({SDPA: note("outer")}),
+        FunctionInterceptor({SDPA: note("middle")}),
+        FunctionInterceptor({SDPA: note("inner")}),
+    ):
         own = attention(x)
     assert seen == ["inner", "middle", "outer"]
     assert torch.equal(own, attention(x))
@@ -243,12 +247,12 @@ def test_multihead_attention_of_a_window_takes_the_context_in_front():
         return F.scaled_dot_product_attention(query, key, value, *args, **kwargs)
 
     def attend(query, key, value, *args, **kwargs):
-        return join_context(query, key, value, kept[0], *args, **kwargs)
+        return attend_with_context(query, key, value, kept[0], *args, **kwargs)
 
     mask = nn.Transformer.generate_square_subsequent_mask(6)
-    with FunctionTap({SDPA: record}):
+    with FunctionInterceptor({SDPA: record}):
         attention(x[:, :4])
-    with FunctionTap({SDPA: attend}):
+    with FunctionInterceptor({SDPA: attend}):
         # As a block's call is cut: the mask keeps the columns before the window, torch itself wants the window's alone.
         window = MULTIHEAD(x[:, 4:], x[:, 4:], x[:, 4:], attn_mask=mask[4:], need_weights=False)[0]
     torch.testing.assert_close(window, plain[:, 4:])
@@ -256,5 +260,5 @@ def test_multihead_attention_of_a_window_takes_the_context_in_front():
 
 def test_a_tap_without_attention_leaves_multihead_attention_alone():
     x = torch.randn(2, 5, 8)
-    with FunctionTap({F.relu: lambda x, inplace=False: x}):
+    with FunctionInterceptor({F.relu: lambda x, inplace=False: x}):
         assert torch.equal(attention(x), attention(x))

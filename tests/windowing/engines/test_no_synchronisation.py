@@ -63,7 +63,7 @@ def test_a_step_runs_without_any_value(options):
                     callback.settings.sampler.windows[first : first + groups], lambda: fake.training_step([ids], 0)
                 )
                 result.backward()
-                engine.disarm()
+                engine.deactivate()
             assert sent.count == 0
         engine.remove()
     assert report.cross_entropy.shape == ()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sandbox runs a training step and leaves no trace of it."""
+"""The dry run runs a training step and leaves no trace of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reco_lightning.windowing.injection.dry_run import InertOptimizer, Sandbox, StepEndedError
+from reco_lightning.windowing.injection.dry_run import DryRun, InertOptimizer, StepEndedError
 
 
 class Network(nn.Module):
@@ -67,8 +67,8 @@ def end(*args, **kwargs):
     raise StepEndedError
 
 
-def sandbox(module, *, quiet=()):
-    return Sandbox(module, lambda: module.training_step(torch.ones(6, 4), 0), quiet=list(quiet))
+def dry_run(module, *, quiet=()):
+    return DryRun(module, lambda: module.training_step(torch.ones(6, 4), 0), quiet=list(quiet))
 
 
 def snapshot(module):
@@ -125,7 +125,7 @@ def test_a_run_leaves_no_trace(handler):
     buffer = module.scale
     module.network.dropout.eval()
     before = snapshot(module)
-    ended = sandbox(module, quiet=[module.network.norm]).run(handler)
+    ended = dry_run(module, quiet=[module.network.norm]).run(handler)
     assert ended == (handler is end)
     assert_same(before, snapshot(module))
     assert module.scale is buffer
@@ -142,7 +142,7 @@ def test_an_exception_of_the_users_passes_through_and_leaves_no_trace():
     module = Module(fail)
     before = snapshot(module)
     with pytest.raises(KeyError, match="mine"):
-        sandbox(module).run(end)
+        dry_run(module).run(end)
     assert_same(before, snapshot(module))
 
 
@@ -155,7 +155,7 @@ def test_no_except_of_the_users_holds_the_end_up():
         except Exception:
             pytest.fail("caught")
 
-    assert Sandbox(module, step, quiet=[]).run(end)
+    assert DryRun(module, step, quiet=[]).run(end)
 
 
 @pytest.mark.parametrize("existing", [False, True])
@@ -167,7 +167,7 @@ def test_gradients_are_put_back(existing):
     if existing:
         module.network.layer(torch.ones(1, 4)).sum().backward()
     before = snapshot(module)
-    sandbox(module).run(end)
+    dry_run(module).run(end)
     assert (module.network.layer.weight.grad is not None) == existing
     assert_same(before, snapshot(module))
 
@@ -180,7 +180,7 @@ def test_two_runs_are_equal_and_without_dropout():
         logits.append(args[0])
         raise StepEndedError
 
-    stage = sandbox(module, quiet=[module.network.norm])
+    stage = dry_run(module, quiet=[module.network.norm])
     stage.run(keep)
     stage.run(keep)
     assert torch.equal(*logits)
@@ -206,7 +206,7 @@ def test_attention_has_no_dropout():
         seen.append(multi(q[0], q[0], q[0], need_weights=False)[0])
         seen.append(multi.eval()(q[0], q[0], q[0], need_weights=False)[0])
 
-    sandbox(Module(step)).run(end)
+    dry_run(Module(step)).run(end)
     plain = F.scaled_dot_product_attention(q, q, q, is_causal=True)
     torch.testing.assert_close(seen[0], plain)
     torch.testing.assert_close(seen[1], plain)
@@ -219,10 +219,10 @@ def test_logging_and_warnings_are_muted():
         warnings.warn("once", stacklevel=1)
 
     module = Module(step)
-    sandbox(module).run(F.cross_entropy)
+    dry_run(module).run(F.cross_entropy)
     assert "log" not in vars(module)
     own = vars(module)["log"] = lambda *args, **kwargs: None
-    sandbox(module).run(F.cross_entropy)
+    dry_run(module).run(F.cross_entropy)
     assert vars(module)["log"] is own
 
 
@@ -259,7 +259,7 @@ def test_manual_optimisation_is_inert(attached):
         module.configure_optimizers = lambda: optimizer
     rate = optimizer.param_groups[0]["lr"]
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    assert sandbox(module).run(end)
+    assert dry_run(module).run(end)
     assert rates == [rate]
     assert closures == [1]
     assert optimizer.param_groups[0]["lr"] == rate
@@ -269,7 +269,7 @@ def test_manual_optimisation_is_inert(attached):
 
 
 class _Box:
-    """Takes notes that the sandbox does not know how to take back."""
+    """Takes notes that the dry run does not know how to take back."""
 
     def __init__(self, notes):
         self.append = notes.append
@@ -303,7 +303,7 @@ def test_there_are_as_many_stand_ins_as_optimizers_and_schedulers(form):
 
     module = Module(step, automatic=False)
     module.configure_optimizers = lambda: configure(module)
-    sandbox(module).run(end)
+    dry_run(module).run(end)
     for name, number in (("optimizers", optimizers), ("schedulers", schedulers)):
         found = seen[name]
         assert (0 if found is None else len(found) if isinstance(found, list) else 1) == number
@@ -332,7 +332,7 @@ def test_a_step_that_changes_weights_is_an_error_that_names_them():
     with pytest.raises(
         RuntimeError, match=r"changes weights before its cross-entropy: teacher\.weight; change them in on_"
     ):
-        sandbox(module).run(end)
+        dry_run(module).run(end)
     after = snapshot(module)
     for kept in (before, after):
         kept["state"].pop("teacher.weight")
