@@ -34,7 +34,7 @@ __all__ = ["ReCoCallback"]
 class ReCoCallback(pl.Callback):
     """Makes every training step optimise a window of the video's tokens over a frozen context (Eq. 6 and 11).
 
-    Add it to a trainer and change nothing else. On the first batch of a fit it rehearses the training step to find the
+    Add it to a trainer and change nothing else. On the first batch of a fit it traces the training step to find the
     blocks, the head and the rows that feed ``F.cross_entropy``, proves on the first, the second and the last window
     that the windowed forward equals the plain one, and raises before any weight changes if it does not. It logs
     ``reco/cross_entropy``, ``reco/continuity`` and ``reco/window_start`` once per training batch.

@@ -26,11 +26,11 @@ CrossEntropyCall = Callable[..., torch.Tensor]
 
 
 class StepEndedError(BaseException):
-    """Ends a rehearsed training step; no ``except Exception`` of the user's catches it."""
+    """Ends a traced training step; no ``except Exception`` of the user's catches it."""
 
 
 class InertOptimizer:
-    """Takes an optimizer's or scheduler's place in a rehearsed step: calls do nothing, values can be read.
+    """Takes an optimizer's or scheduler's place in a traced step: calls do nothing, values can be read.
 
     Args:
         original: What it stands for; parameter groups are read from a copy.

@@ -51,7 +51,7 @@ class Selection:
 
     Args:
         engine: The engine, not yet installed.
-        trace: What the rehearsal found.
+        trace: What the trace found.
         error: Largest difference of plain and windowed states in the proof, relative to the largest state; ``None``
             without a proof.
         report: One line on what was chosen and why.
@@ -72,11 +72,11 @@ def build_engine(
     context: Context,
     chunked_loss: bool = True,
 ) -> Engine:
-    """Builds an engine for what the rehearsal found.
+    """Builds an engine for what the trace found.
 
     Args:
         module: The LightningModule.
-        trace: What the rehearsal found.
+        trace: What the trace found.
         name: One of ``ENGINES``, or ``"dropped"``.
         tokens: N, video tokens of a sample.
         context: What the context is to the window.

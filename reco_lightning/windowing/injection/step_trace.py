@@ -44,7 +44,7 @@ class Overrides:
 
 @dataclass(frozen=True)
 class Trace:
-    """What the rehearsal found.
+    """What the trace found.
 
     Args:
         network: Name of the smallest called module that holds blocks and head.
@@ -192,7 +192,7 @@ class _Recorder:
         return map_hidden(output, lambda states: states.detach().requires_grad_())
 
     def cross_entropy(self, logits: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Stands in for ``F.cross_entropy`` during the rehearsal; the step goes on, in search of a second one."""
+        """Stands in for ``F.cross_entropy`` during the trace; the step goes on, in search of a second one."""
         call = self.losses
         self.losses += 1
         reached = [record for record in self.records if logits.requires_grad and depends(logits, record.output)]

@@ -193,7 +193,7 @@ class Injection:
 
     Args:
         engine: The engine, installed by the caller.
-        trace: What the rehearsal found out about the step.
+        trace: What the trace found out about the step.
         continuity: The continuity term.
         by_group: Whether the report holds each group's cross-entropy too.
     """
