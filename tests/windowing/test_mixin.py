@@ -100,13 +100,13 @@ def test_a_schedule_follows_the_progress_that_is_stated():
 
 
 def test_the_windows_of_every_stage_are_verified(monkeypatch):
-    seen, arm = [], FrozenEngine.arm
+    seen, activate = [], FrozenEngine.activate
 
     def record(self, windows, *, attached=0, inference=False):
         seen.extend(windows if inference else ())
-        arm(self, windows, attached=attached, inference=inference)
+        activate(self, windows, attached=attached, inference=inference)
 
-    monkeypatch.setattr(FrozenEngine, "arm", record)
+    monkeypatch.setattr(FrozenEngine, "activate", record)
     module, tokens = Windowed(), next(iter(batches(count=1)))[0]
     module.init_reco(WindowSampler(foreign.BLOCKS, foreign.PER_BLOCK, schedule={0.5: 3}))
     module.windowed(module.network, tokens[:, :-1], targets=tokens, step=0, progress=0.0)
