@@ -64,6 +64,7 @@ lint: $(VENV)/dev.stamp  ## Check format, style, types and the layers of the pac
 	$(BIN)/mypy
 
 docs: $(VENV)/dev.stamp  ## Build the documentation into docs/_build/html; a warning is an error
+	rm -rf docs/generated  # a page of a module that is gone is an error
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 
 lock:  ## Lock the newest releases for every Python in .ci/constraints; wants each Python, on Linux

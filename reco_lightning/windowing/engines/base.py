@@ -69,7 +69,7 @@ class Head:
 
 @dataclass
 class ForwardState:
-    """One armed forward.
+    """One windowed forward.
 
     Args:
         groups: The groups of the batch.
@@ -93,12 +93,12 @@ class ForwardState:
 
 
 class Engine:
-    """Runs a network on windows: replaces methods while installed, and knows the windows while armed.
+    """Runs a network on windows: replaces methods while installed, and knows the windows while active.
 
-    Installed once per fit, armed once per step. While armed, the network's training forward computes the windows alone
+    Installed once per fit, activated once per step. While active, the network's training forward computes the windows alone
     and returns logits (B, T, V) with ``Head.outside_value`` in all other rows; where the loss reads the head's output
     as it is, ``Head.placeholder`` expanded to (B, T, V) without memory, and ``output`` holds the windows' logits or,
-    where the loss makes them, what they are made of. Unarmed, the network is exactly what it was.
+    where the loss makes them, what they are made of. Inactive, the network is exactly what it was.
 
     Args:
         name: What the engine is called in reports.
@@ -159,7 +159,7 @@ class Engine:
 
     @property
     def output(self) -> WindowOutput | None:
-        """Groups and states of the last armed forward."""
+        """Groups and states of the last windowed forward."""
         run = self._run
         if run is None or run.states is None:
             return None

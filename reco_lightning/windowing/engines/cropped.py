@@ -32,7 +32,7 @@ class DroppedEngine(Engine):
         network: The network; its forward takes the sequence.
         head: The head.
         layout: Where the video's tokens lie in the network's sequence.
-        rows: T, rows that the blocks saw on the batch that the first armed forward gets.
+        rows: T, rows that the blocks saw on the batch that the first windowed forward gets.
     """
 
     def __init__(self, network: nn.Module, head: Head, layout: RowLayout, *, rows: int) -> None:

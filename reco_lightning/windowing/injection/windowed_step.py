@@ -214,7 +214,7 @@ class Injection:
     def run(
         self, windows: Sequence[Window], step: Callable[[], Any], *, attached: int = 0, progress: float = 0.0
     ) -> tuple[Any, StepReport | None]:
-        """Runs the step on windows. The engine stays armed for the backward pass; ``engine.deactivate()`` ends it.
+        """Runs the step on windows. The engine stays active for the backward pass; ``engine.deactivate()`` ends it.
 
         Args:
             windows: One window per group of the batch.
