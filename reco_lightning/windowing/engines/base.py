@@ -95,10 +95,10 @@ class ForwardState:
 class Engine:
     """Runs a network on windows: replaces methods while installed, and knows the windows while active.
 
-    Installed once per fit, activated once per step. While active, the network's training forward computes the windows alone
-    and returns logits (B, T, V) with ``Head.outside_value`` in all other rows; where the loss reads the head's output
-    as it is, ``Head.placeholder`` expanded to (B, T, V) without memory, and ``output`` holds the windows' logits or,
-    where the loss makes them, what they are made of. Inactive, the network is exactly what it was.
+    Installed once per fit, activated once per step. While active, the network's training forward computes the windows
+    alone and returns logits (B, T, V) with ``Head.outside_value`` in all other rows; where the loss reads the head's
+    output as it is, ``Head.placeholder`` expanded to (B, T, V) without memory, and ``output`` holds the windows' logits
+    or, where the loss makes them, what they are made of. Inactive, the network is exactly what it was.
 
     Args:
         name: What the engine is called in reports.
