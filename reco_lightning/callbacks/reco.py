@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``ReCoCallback``: windowed training with representation continuity for any LightningModule (arXiv 2604.07402).
 
-Last stage of the pipeline ``windows -> continuity -> engines -> callback``. Only training is changed, and only between
-``on_fit_start`` and ``teardown`` or an exception.
+Last stage of the pipeline ``sampler -> losses -> engines -> injection -> callback``. Only training is changed, and only
+between ``on_fit_start`` and ``teardown`` or an exception.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``WindowSampler``: draws the tokens that a training step optimises (arXiv 2604.07402, §4.3-4.4).
 
-First stage of the pipeline ``windows -> continuity -> engines -> callback``; nothing here needs torch.
+First stage of the pipeline ``sampler -> losses -> engines -> injection -> callback``; nothing here needs torch.
 """
 
 from __future__ import annotations

@@ -55,7 +55,9 @@ class Forked:
             raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
         text = b""
         while not text.endswith(b"\n"):
-            text += os.read(self.status, 1)
+            if not (byte := os.read(self.status, 1)):
+                raise RuntimeError(f"the fork server has ended before process {getattr(self, 'pid', 'at its start')}")
+            text += byte
         return text.decode()
 
     def wait(self, timeout: float | None = None) -> int:

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 import yaml
@@ -18,9 +16,7 @@ from tests.helpers.text_video import CASES, SMALL, fit, recipe
 
 pytestmark = pytest.mark.distributed
 
-ROOT = Path(__file__).parents[2]
 LIMIT = 400  # seconds after which the launch counts as hanging
-OURS = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED")
 
 
 def test_the_recipe_has_the_parameters_of_llama_2_7b_and_the_video_ids():

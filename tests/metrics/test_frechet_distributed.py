@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -13,7 +11,6 @@ from tests.metrics.test_frechet_metric import KINDS, filled
 
 pytestmark = pytest.mark.distributed
 
-ROOT = Path(__file__).parents[2]
 
 PROCESS = """
 import os, sys, torch, torch.distributed as dist

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The order of samples over epochs, split among processes, as a function of the seed.
 
-`resumable.py` serves it; this file says which items it holds and where in it a run is.
+`resumable_loader.py` serves it; this file says which items it holds and where in it a run is.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The representation-continuity loss between neighbouring states of a window (arXiv 2604.07402, Eq. 10).
 
-Second stage of the pipeline ``windows -> continuity -> engines -> callback``.
+Second stage of the pipeline ``sampler -> losses -> engines -> injection -> callback``.
 """
 
 from __future__ import annotations

@@ -46,7 +46,6 @@ from tests.helpers.words import save_words
 from tests.metrics.test_clip_score import folder as clip_folder  # noqa: F401  (a fixture)
 
 GRID = (3, 2, 2)
-ROOT = Path(__file__).parents[3]
 FEW = pytest.mark.filterwarnings("ignore:.*(fewer|features).*:UserWarning")
 pytestmark = [pytest.mark.slow, FEW]
 

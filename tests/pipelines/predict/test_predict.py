@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -27,7 +25,6 @@ from tests.helpers.sampling import predict
 pytestmark = pytest.mark.slow
 
 GRID = (3, 2, 2)
-ROOT = Path(__file__).parents[3]
 NAMES = sorted(f"{number:04d}.{kind}" for number in range(5) for kind in ("npy", "mp4"))
 
 
