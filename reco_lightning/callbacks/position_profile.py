@@ -50,14 +50,10 @@ class PositionLossProfile(pl.Callback):
     def __init__(
         self, *, every_n_epochs: int = 10, batches: int | None = None, generated: int = 0, seed: int = 0
     ) -> None:
-        check_int(every_n_epochs=every_n_epochs, generated=generated, seed=seed)
-        check_int(or_none=True, batches=batches)
-        if every_n_epochs < 1:
-            raise ValueError(f"every_n_epochs must be 1 or more, got {every_n_epochs}")
-        if batches is not None and batches < 1:
-            raise ValueError(f"batches must be 1 or more, or None for all, got {batches}")
-        if generated < 0:
-            raise ValueError(f"generated must be 0 or more, got {generated}")
+        check_int(at_least=1, every_n_epochs=every_n_epochs)
+        check_int(at_least=0, generated=generated)
+        check_int(seed=seed)
+        check_int(at_least=1, or_none=True, batches=batches)
         self.every_n_epochs = every_n_epochs
         self.batches = batches
         self.generated = generated

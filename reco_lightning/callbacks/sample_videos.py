@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from typing_extensions import override
 
 from reco_lightning.models.sampling.decoding import decode_videos
 from reco_lightning.models.sampling.generate import generate
-from reco_lightning.models.sampling.token_sampling import check_sampling
+from reco_lightning.models.sampling.token_sampling import VideoSamplingOptions
 from reco_lightning.models.video_model import VideoModel
 from reco_lightning.support.argument_checks import check_int, check_path
 from reco_lightning.support.media import check_fps, log_videos, run_folder, video_grid, write_video
@@ -44,14 +45,9 @@ class SampleVideos(pl.Callback):
         every_n_steps: Optimizer steps from one set of clips to the next, 1 or more.
         n: Number of clips, 1 or more.
         label: Class of all clips; ``None`` is no particular class.
-        length: Frame blocks of a clip, as in ``generate``.
-        window_blocks: As in ``generate``; the windows' length where training drops their context (Fewer-Frames).
-        temperature: As in ``generate``.
-        top_k: As in ``generate``.
-        top_p: As in ``generate``.
-        cfg_scale: As in ``generate``.
-        seed: Of the draws; the same in every set, so that sets can be compared.
         fps: Frames per second of the mp4.
+        sampling: The fields of `VideoSamplingOptions` by name. Every set draws with the same ``seed``, so that sets can
+            be compared.
 
     Raises:
         ValueError: If an argument is out of its range, or ``tokenizer`` holds none, or one without all the model's ids.
@@ -69,40 +65,21 @@ class SampleVideos(pl.Callback):
         every_n_steps: int | None = None,
         n: int = 4,
         label: int | None = None,
-        length: int | None = None,
-        window_blocks: int | None = None,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        cfg_scale: float = 1.0,
-        seed: int = 0,
         fps: float = 8.0,
+        **sampling: Any,
     ) -> None:
         check_path(tokenizer=tokenizer, or_none=True)
-        check_int(every_n_epochs=every_n_epochs, n=n)
-        check_int(every_n_steps=every_n_steps, label=label, or_none=True)
+        check_int(at_least=1, every_n_epochs=every_n_epochs, n=n)
+        check_int(at_least=1, or_none=True, every_n_steps=every_n_steps)
+        check_int(at_least=0, or_none=True, label=label)
         check_fps(fps)
-        if label is not None and label < 0:
-            raise ValueError(f"label must be 0 or more, or None for no particular class, got {label}")
-        for name, value in (("every_n_epochs", every_n_epochs), ("every_n_steps", every_n_steps), ("n", n)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be 1 or more, got {value}")
-        sampling: dict[str, Any] = {
-            "length": length,
-            "window_blocks": window_blocks,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "cfg_scale": cfg_scale,
-            "seed": seed,
-        }
-        check_sampling(**sampling)
         self.tokenizer = tokenizer
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
         self.n = n
         self.fps = fps
-        self.options: dict[str, Any] = {"condition": label, **sampling}
+        options = VideoSamplingOptions(**sampling)  # in a line of its own: jsonargparse reads the options' names off it
+        self.options: dict[str, Any] = {"condition": label, **asdict(options)}
         self._decoder: VideoTokenizer | None = None
         self._last_step = 0
 

@@ -71,9 +71,7 @@ class StopOnSignal(pl.Callback):
     """
 
     def __init__(self, every_n_batches: int = 10) -> None:
-        check_int(every_n_batches=every_n_batches)
-        if every_n_batches < 1:
-            raise ValueError(f"every_n_batches must be 1 or more, got {every_n_batches}")
+        check_int(at_least=1, every_n_batches=every_n_batches)
         self.every_n_batches = every_n_batches
         self._told = False
         self._before: Any = None

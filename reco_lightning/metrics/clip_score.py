@@ -246,9 +246,7 @@ class CLIPScore(Metric):
         self, encoder: str | os.PathLike[str] | PictureTextEncoder, *, frames: int = 17, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        check_int(frames=frames)
-        if frames < 1:
-            raise ValueError(f"frames must be 1 or more, got {frames}")
+        check_int(at_least=1, frames=frames)
         self.frames = frames
         self.encoder = CLIP(encoder) if isinstance(encoder, (str, os.PathLike)) else encoder
         _check_encoder(self.encoder)

@@ -110,9 +110,8 @@ class RandomConvFeatures(nn.Module):
 
     def __init__(self, *, seed: int = 0, width: int = 32) -> None:
         super().__init__()
-        check_int(seed=seed, width=width)
-        if width < 1:
-            raise ValueError(f"width must be 1 or more, got {width}")
+        check_int(seed=seed)
+        check_int(at_least=1, width=width)
         generator = torch.Generator().manual_seed(seed)
         self.width = width
         for number, (inside, outside) in enumerate(((3, 16), (16, 32), (32, width))):
@@ -158,11 +157,7 @@ class TorchScriptFeatures:
         batch_size: int = 8,
     ) -> None:
         check_path(path=path)
-        check_int(width=width, batch_size=batch_size)
-        if width < 1:
-            raise ValueError(f"width must be 1 or more, got {width}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+        check_int(at_least=1, width=width, batch_size=batch_size)
         if not Path(path).is_file():
             raise ValueError(f"path must be a TorchScript file, got {os.fspath(path)!r}, which is no file")
         self.path, self.protocol = os.fspath(path), fvd_protocol(protocol)

@@ -15,7 +15,12 @@ from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
 
-from reco_lightning.support.argument_checks import check_int, check_int_sequence, check_tensor
+from reco_lightning.support.argument_checks import (
+    check_choice,
+    check_int,
+    check_int_sequence,
+    check_tensor,
+)
 from reco_lightning.support.plots import interval_curves
 
 if TYPE_CHECKING:
@@ -70,8 +75,7 @@ def frame_pairs(frames: int, interval: int, pairs: Pairs) -> list[tuple[int, int
         >>> frame_pairs(4, 2, "all"), frame_pairs(4, 2, "from_first")
         ([(0, 2), (1, 3)], [(0, 2)])
     """
-    if pairs not in get_args(Pairs):
-        raise ValueError(f"pairs must be one of {', '.join(get_args(Pairs))}, got {pairs!r}")
+    check_choice(get_args(Pairs), pairs=pairs)
     check_int(intervals=interval)
     if not 1 <= interval < frames:
         raise ValueError(

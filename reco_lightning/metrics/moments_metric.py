@@ -64,9 +64,8 @@ class MomentMetric(Metric):
         super().__init__(**kwargs)
         if not callable(extractor):
             raise ValueError(f"extractor must be a function from clips to features, got {type(extractor).__name__}")
-        check_int(frames=frames, width=width, or_none=True)
-        if frames is not None and frames < 1:
-            raise ValueError(f"frames must be 1 or more, or None for any, got {frames}")
+        check_int(at_least=1, or_none=True, frames=frames)
+        check_int(or_none=True, width=width)
         width = getattr(extractor, "width", None) if width is None else width
         if isinstance(width, bool) or not isinstance(width, int) or width < 1:
             raise ValueError(

@@ -70,9 +70,7 @@ class MotionGroups(Metric):
         if not isinstance(metric, Metric):
             raise ValueError(f"metric must be a torchmetrics.Metric, got {type(metric).__name__}")
         check_size(size=size)
-        check_int(min_count=min_count)
-        if min_count < 1:
-            raise ValueError(f"min_count must be 1 or more, got {min_count}")
+        check_int(at_least=1, min_count=min_count)
         self.size = (size[0], size[1])
         self.min_count = min_count
         self.metrics = nn.ModuleList([metric.clone() for _ in GROUPS])

@@ -180,9 +180,7 @@ def measure_motion(
         {'low': 1, 'medium': 0, 'high': 0}
     """
     check_size(size=size)
-    check_int(stride=stride)
-    if stride < 1:
-        raise ValueError(f"stride must be 1 or more, got {stride}")
+    check_int(at_least=1, stride=stride)
     flows: dict[str, float] = {}
     lengths = set()
     for name, frames in clips:

@@ -7,6 +7,7 @@ Stands in front of `position_loss` (arXiv 2604.07402, Figures 8 to 10).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from reco_lightning.models.sampling.generate import generate
-from reco_lightning.models.sampling.token_sampling import check_sampling
+from reco_lightning.models.sampling.token_sampling import SamplingOptions
 from reco_lightning.support.argument_checks import check_int
 
 __all__ = ["check_batches", "generated_batches", "network_of", "token_layout", "unpack"]
@@ -93,11 +94,8 @@ def generated_batches(
     batches: Iterable[Mapping[str, Tensor]],
     *,
     given_blocks: int = 0,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int = 0,
     first_index: int = 0,
+    **sampling: Any,
 ) -> Iterator[dict[str, Tensor]]:
     """Replaces the tokens of batches by ones that the model generates, under the same labels or conditions.
 
@@ -109,11 +107,9 @@ def generated_batches(
         batches: As in ``measure_position_loss``.
         given_blocks: Frame blocks from the first on that stay as in the data: 0 generates all, 1 gives the true first
             frame.
-        temperature: As in ``generate``.
-        top_k: As in ``generate``.
-        top_p: As in ``generate``.
-        seed: Of the draws, with each video's number: batches may be of any size.
         first_index: Number of the first video; with several processes each needs numbers of its own.
+        sampling: The fields of `SamplingOptions` by name. A video's number decides its draws: batches may be of any
+            size.
 
     Yields:
         A batch ``{"tokens": (B, N) int64}``, with ``"label"`` where the network has classes.
@@ -130,11 +126,10 @@ def generated_batches(
     """
     network = network_of(model)
     check_batches(batches)
-    check_sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    options = asdict(SamplingOptions(**sampling))
     tokens_per_block, blocks, front = token_layout(network)
-    check_int(given_blocks=given_blocks, first_index=first_index)
-    if first_index < 0:
-        raise ValueError(f"first_index must be 0 or more, got {first_index}")
+    check_int(given_blocks=given_blocks)
+    check_int(at_least=0, first_index=first_index)
     if not 0 <= given_blocks < blocks:
         raise ValueError(
             f"given_blocks must lie from 0 to {blocks - 1} for a network with {blocks} frame blocks, got {given_blocks}"
@@ -148,12 +143,9 @@ def generated_batches(
             count,
             condition=tokens[:, :front] if front else labels,
             first_tokens=tokens[:, front : front + given] if given else None,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
             indices=range(first_index, first_index + count),
             batch_size=count,
+            **options,
         )
         first_index += count
         whole = {"tokens": torch.cat([tokens[:, :front], made], dim=1)}

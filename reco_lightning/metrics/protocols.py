@@ -17,7 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reco_lightning.support.argument_checks import check_finite, check_int, check_tensor
+from reco_lightning.support.argument_checks import (
+    check_choice,
+    check_finite,
+    check_int,
+    check_str,
+    check_tensor,
+)
 
 __all__ = ["PROTOCOLS", "FVDProtocol", "check_clips", "fvd_protocol", "resize_frames"]
 
@@ -60,24 +66,15 @@ class FVDProtocol:
     place: Literal["first", "centre"] = "first"
 
     def __post_init__(self) -> None:
-        check_int(frames=self.frames, clips=self.clips, ddof=self.ddof)
-        check_finite(norm_epsilon=self.norm_epsilon)
-        if not isinstance(self.name, str):
-            raise ValueError(f"name must be text, got {self.name!r}")
-        if self.clips < 1:
-            raise ValueError(f"clips must be 1 or more, got {self.clips}")
-        if self.norm_epsilon <= 0:
-            raise ValueError(f"norm_epsilon must be above 0, got {self.norm_epsilon}")
-        if self.frames < 9:
-            raise ValueError(f"frames must be 9 or more for Inception-I3D, got {self.frames}; take longer clips")
-        for name, value, allowed in (
-            ("resize", self.resize, ("squash", "short_side_crop")),
-            ("output", self.output, ("logits", "features")),
-            ("ddof", self.ddof, (0, 1)),
-            ("place", self.place, ("first", "centre")),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+        check_str(name=self.name)
+        check_int(at_least=9, frames=self.frames)  # Inception-I3D pools over nine
+        check_int(at_least=1, clips=self.clips)
+        check_int(ddof=self.ddof)  # True would pass as a choice
+        check_finite(above=0, norm_epsilon=self.norm_epsilon)
+        check_choice(("squash", "short_side_crop"), resize=self.resize)
+        check_choice(("logits", "features"), output=self.output)
+        check_choice((0, 1), ddof=self.ddof)
+        check_choice(("first", "centre"), place=self.place)
 
     def cut(self, clips: Tensor) -> Tensor:
         """The frames that the protocol measures, of longer videos.

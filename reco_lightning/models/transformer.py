@@ -13,7 +13,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from reco_lightning.support.argument_checks import check_finite, check_flag, check_int, check_int_sequence
+from reco_lightning.support.argument_checks import (
+    check_finite,
+    check_flag,
+    check_int,
+    check_video_grid,
+)
 from reco_lightning.support.causal_mask import causal_mask
 
 __all__ = [
@@ -240,27 +245,21 @@ class VideoTransformer(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        check_int(vocab_size=vocab_size, dim=dim, depth=depth, heads=heads, num_classes=num_classes)
-        check_int(or_none=True, hidden_dim=hidden_dim)
-        check_int_sequence(grid=grid)
-        check_flag(start_token=start_token)
+        check_int(at_least=1, vocab_size=vocab_size, dim=dim, depth=depth, heads=heads)
+        check_int(at_least=0, num_classes=num_classes)
+        check_int(at_least=1, or_none=True, hidden_dim=hidden_dim)
         check_finite(dropout=dropout)
-        for name, value in (("vocab_size", vocab_size), ("dim", dim), ("depth", depth), ("heads", heads)):
-            if value < 1:
-                raise ValueError(f"{name} must be 1 or more, got {value}")
-        if len(grid) != 3 or min(grid) < 1:
-            raise ValueError(f"grid must be three whole numbers of 1 or more (blocks, rows, columns), got {grid}")
+        check_video_grid(grid=grid)
+        check_flag(start_token=start_token)
         if dim % heads:
             raise ValueError(f"dim must be a multiple of heads, got dim={dim} and heads={heads}")
-        if num_classes < 0 or (num_classes and not start_token):
+        if num_classes and not start_token:
             raise ValueError(
-                f"num_classes must be 0 or more, and 0 without a start token, got num_classes={num_classes} and "
-                f"start_token={start_token}; the class stands in the start token's place"
+                f"num_classes must be 0 without a start token, got num_classes={num_classes} and start_token=False; "
+                "the class stands in the start token's place"
             )
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
-        if hidden_dim is not None and hidden_dim < 1:
-            raise ValueError(f"hidden_dim must be 1 or more, or None for 8/3 of dim, got {hidden_dim}")
         if hidden_dim is None:
             multiple = 256 if dim >= 512 else 64
             hidden_dim = -(-8 * dim // 3 // multiple) * multiple

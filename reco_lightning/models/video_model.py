@@ -93,20 +93,16 @@ class VideoModel(pl.LightningModule):
         label_dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        check_finite(learning_rate=learning_rate, weight_decay=weight_decay, label_dropout=label_dropout)
-        check_int(warmup_steps=warmup_steps)
+        check_finite(above=0, learning_rate=learning_rate)
+        check_finite(label_dropout=label_dropout)
+        check_finite(at_least=0, weight_decay=weight_decay)
+        check_int(at_least=0, warmup_steps=warmup_steps)
         check_betas(betas=betas)
         if not isinstance(network, (VideoTransformer, LARPTransformer, Mapping)):
             raise ValueError(
                 "network must be a VideoTransformer, a LARPTransformer or the arguments of one of them, got a "
                 f"{type(network).__name__}"
             )
-        if learning_rate <= 0:
-            raise ValueError(f"learning_rate must be above 0, got {learning_rate}")
-        if weight_decay < 0:
-            raise ValueError(f"weight_decay must be 0 or more, got {weight_decay}")
-        if warmup_steps < 0:
-            raise ValueError(f"warmup_steps must be 0 or more, got {warmup_steps}")
         if not 0 <= label_dropout < 1:
             raise ValueError(f"label_dropout must lie in [0, 1), got {label_dropout}")
         self.save_hyperparameters(ignore=["network"])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from reco_lightning.models.sampling.decoding import decode_videos, encode_first_frames
 from reco_lightning.models.sampling.generate import generate as sample
-from reco_lightning.models.sampling.token_sampling import check_sampling
+from reco_lightning.models.sampling.token_sampling import VideoSamplingOptions
 from reco_lightning.models.video_model import VideoModel
 from reco_lightning.support.argument_checks import check_flag, check_int, check_path
 from reco_lightning.support.checkpoints import load_module
@@ -33,19 +34,12 @@ def generate(
     label: int | None = None,
     first_frames: str | None = None,
     given_frames: int = 1,
-    length: int | None = None,
-    window_blocks: int | None = None,
-    context_blocks: int | None = None,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    cfg_scale: float = 1.0,
-    seed: int = 0,
     fps: float = 8.0,
     batch_size: int = 16,
     device: str = "auto",
     bf16: bool = False,
     compile: bool = False,
+    **sampling: Any,
 ) -> None:
     """Samples clips from a trained model: `tokens.npy`, and with a tokenizer one mp4 per clip and a grid of them all.
 
@@ -58,21 +52,12 @@ def generate(
         label: Class of all clips; without it a class-conditional model draws clips of no particular class.
         first_frames: Video file whose first frames all clips continue; needs the tokenizer.
         given_frames: How many frames of it, 1 or more; what the tokenizer can encode by itself.
-        length: Frame blocks of a clip, also more than the model was trained on; without it as many as that.
-        window_blocks: Frame blocks that the model sees at once; without it all that it was trained on. 2 for a model
-            of Fewer-Frames.
-        context_blocks: Frame blocks that it still sees when such a window is full and the next one begins, from 1 to
-            one less than that; without it one less.
-        temperature: 0 or more; 0 takes the likeliest id, below 1 sharpens the distribution.
-        top_k: Draw from the k likeliest ids only.
-        top_p: Draw from the likeliest ids that hold this share of the probability, in (0, 1].
-        cfg_scale: Classifier-free guidance towards the label; 1 is none.
-        seed: The same seed gives the same clips.
         fps: Frames per second of the mp4 files.
         batch_size: Clips sampled and decoded side by side, 1 or more.
         device: `auto`, `cpu`, `cuda`, `cuda:1` and so on.
         bf16: Sample with weights and cache in bfloat16.
         compile: Compile the step of one token; pays off for many or long clips.
+        sampling: The fields of `VideoSamplingOptions` by name.
 
     Raises:
         ValueError: If an argument is out of its range, or the tokenizer does not fit the model.
@@ -80,23 +65,10 @@ def generate(
     check_fps(fps)
     check_path(checkpoint=checkpoint, output=output)
     check_path(tokenizer=tokenizer, first_frames=first_frames, or_none=True)
-    check_int(n=n, given_frames=given_frames, batch_size=batch_size)
-    check_int(label=label, or_none=True)
+    check_int(at_least=1, n=n, given_frames=given_frames, batch_size=batch_size)
+    check_int(or_none=True, label=label)
     check_flag(bf16=bf16)
-    options: dict[str, Any] = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "cfg_scale": cfg_scale,
-        "seed": seed,
-        "length": length,
-        "window_blocks": window_blocks,
-        "context_blocks": context_blocks,
-    }
-    check_sampling(**options)
-    for name, value in (("n", n), ("given_frames", given_frames), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be 1 or more, got {value}")
+    options = VideoSamplingOptions(**sampling)
     if first_frames is not None and tokenizer is None:
         raise ValueError(f"first_frames needs tokenizer, which turns them into ids, got {first_frames!r} alone")
     if first_frames is not None and not Path(first_frames).is_file():
@@ -125,7 +97,7 @@ def generate(
             batch_size=batch_size,
             compile=compile,
             progress=lambda done, total: _show(bar, done, total),
-            **options,
+            **asdict(options),
         )
     np.save(folder / "tokens.npy", ids.view(n, -1, *network.grid[1:]).cpu().numpy())  # (n, L, h, w)
     if decoder is None:
@@ -133,7 +105,7 @@ def generate(
         return
     clips = []
     for part in tqdm(ids.split(batch_size), unit="batch", desc="decoding"):
-        clips.append(decode_videos(decoder, part, network.grid, context_blocks=context_blocks).cpu().numpy())
+        clips.append(decode_videos(decoder, part, network.grid, context_blocks=options.context_blocks).cpu().numpy())
     videos = np.concatenate(clips)  # (n, T, H, W, C)
     for number, clip in enumerate(videos):
         write_video(folder / f"{number:04d}.mp4", clip, fps=fps)

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks the types and ranges of arguments and names the one that is wrong.
 
-Each check takes arguments by their own names. The ranges stay where the arguments are used.
+Each check takes arguments by their own names and raises `ValueError` for the first that it rejects. ``or_none`` also
+accepts None.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 __all__ = [
     "check_betas",
+    "check_choice",
     "check_finite",
     "check_flag",
     "check_int",
@@ -25,19 +27,14 @@ __all__ = [
     "check_str",
     "check_strs",
     "check_tensor",
+    "check_video_grid",
 ]
 
 
 def check_int(*, at_least: int | None = None, or_none: bool = False, **values: Any) -> None:
     """Raises unless each value is an integer. Booleans and floats are rejected; NumPy integers are accepted.
 
-    Args:
-        at_least: The least value that is allowed; None allows any.
-        or_none: Whether None is allowed too.
-        values: Arguments by name.
-
-    Raises:
-        ValueError: One is of another kind, or wider than the 64 bits that torch counts with.
+    Integers wider than 64 bits are rejected: torch counts with 64.
 
     Example:
         >>> check_int(n=4, top_k=None, or_none=True)
@@ -48,26 +45,11 @@ def check_int(*, at_least: int | None = None, or_none: bool = False, **values: A
         Traceback (most recent call last):
         ValueError: n must be a whole number of 1 or more, got 0
     """
-    if at_least is None:
-        _check(values, _is_whole, "a whole number", or_none)
-    else:
-        _check(
-            values,
-            lambda value: _is_whole(value) and value >= at_least,
-            f"a whole number of {at_least} or more",
-            or_none,
-        )
+    _check_number(values, _is_whole, "a whole number", at_least=at_least, or_none=or_none)
 
 
 def check_int_sequence(*, or_none: bool = False, **values: Any) -> None:
-    """Refuses what is no sequence of whole numbers; how many it holds is not looked at.
-
-    Args:
-        or_none: Whether None is allowed too.
-        values: Arguments by name.
-
-    Raises:
-        ValueError: One is of another kind.
+    """Raises unless each value is a sequence of whole numbers, of any length.
 
     Example:
         >>> check_int_sequence(grid=(5, 16, 16))
@@ -79,13 +61,7 @@ def check_int_sequence(*, or_none: bool = False, **values: Any) -> None:
 
 
 def check_size(**values: Any) -> None:
-    """Refuses what is no pair (height, width) of 1 pixel or more each.
-
-    Args:
-        values: Arguments by name.
-
-    Raises:
-        ValueError: One is something else.
+    """Raises unless each value is a pair (height, width) of 1 pixel or more each.
 
     Example:
         >>> check_size(size=(256, 0))
@@ -96,13 +72,7 @@ def check_size(**values: Any) -> None:
 
 
 def check_betas(**values: Any) -> None:
-    """Refuses what is no pair of averaging constants, as AdamW has them: two numbers in [0, 1).
-
-    Args:
-        values: Arguments by name.
-
-    Raises:
-        ValueError: One is something else.
+    """Raises unless each value is a pair of numbers in [0, 1), as the averaging constants of AdamW are.
 
     Example:
         >>> check_betas(betas=(0.9, 1.0))
@@ -112,33 +82,48 @@ def check_betas(**values: Any) -> None:
     _check(values, _is_pair_of_shares, "two numbers in [0, 1)")
 
 
-def check_finite(*, or_none: bool = False, **values: Any) -> None:
-    """Refuses what is no finite number; `True`, NaN and infinity are none.
-
-    Args:
-        or_none: Whether None is allowed too.
-        values: Arguments by name.
-
-    Raises:
-        ValueError: One is of another kind.
+def check_finite(
+    *, above: float | None = None, at_least: float | None = None, or_none: bool = False, **values: Any
+) -> None:
+    """Raises unless each value is a finite number. Booleans, NaN and infinity are rejected.
 
     Example:
         >>> check_finite(temperature=1)
         >>> check_finite(temperature=float("nan"))
         Traceback (most recent call last):
         ValueError: temperature must be a finite number, got nan
+        >>> check_finite(learning_rate=0, above=0)
+        Traceback (most recent call last):
+        ValueError: learning_rate must be a finite number above 0, got 0
     """
-    _check(values, _is_finite, "a finite number", or_none)
+    _check_number(values, _is_finite, "a finite number", above=above, at_least=at_least, or_none=or_none)
+
+
+def check_choice(allowed: Iterable[Any], **values: Any) -> None:
+    """Raises unless each value is one of those allowed.
+
+    Example:
+        >>> check_choice(("paper", "mean"), norm="sum")
+        Traceback (most recent call last):
+        ValueError: norm must be one of 'paper', 'mean', got 'sum'
+    """
+    listed = list(allowed)
+    _check(values, lambda value: value in listed, f"one of {', '.join(map(repr, listed))}")
+
+
+def check_video_grid(**values: Any) -> None:
+    """Raises unless each value is a token grid: three whole numbers of 1 or more, (blocks, rows, columns).
+
+    Example:
+        >>> check_video_grid(grid=(5, 16, 0))
+        Traceback (most recent call last):
+        ValueError: grid must be three whole numbers of 1 or more (blocks, rows, columns), got (5, 16, 0)
+    """
+    _check(values, _is_grid, "three whole numbers of 1 or more (blocks, rows, columns)")
 
 
 def check_flag(**values: Any) -> None:
-    """Refuses what is neither True nor False, as "false" and 0.
-
-    Args:
-        values: Arguments by name.
-
-    Raises:
-        ValueError: One is of another kind.
+    """Raises unless each value is True or False; "false" and 0 are rejected.
 
     Example:
         >>> check_flag(verify="false")
@@ -149,14 +134,7 @@ def check_flag(**values: Any) -> None:
 
 
 def check_path(*, or_none: bool = False, **values: Any) -> None:
-    """Refuses what names no file or folder: other kinds, and the empty text, which would be the working folder.
-
-    Args:
-        or_none: Whether None is allowed too.
-        values: Arguments by name.
-
-    Raises:
-        ValueError: One is of another kind.
+    """Raises unless each value is a path. The empty text is rejected: it would be the working folder.
 
     Example:
         >>> check_path(output="outputs/samples")
@@ -168,13 +146,7 @@ def check_path(*, or_none: bool = False, **values: Any) -> None:
 
 
 def check_tensor(**values: Any) -> None:
-    """Refuses what is no tensor; shape and dtype are not looked at.
-
-    Args:
-        values: Arguments by name.
-
-    Raises:
-        ValueError: One is of another kind.
+    """Raises unless each value is a tensor, of any shape and dtype.
 
     Example:
         >>> check_tensor(videos=[1, 2])
@@ -185,13 +157,7 @@ def check_tensor(**values: Any) -> None:
 
 
 def check_str(**values: Any) -> None:
-    """Refuses what is no text; the empty one is.
-
-    Args:
-        values: Arguments by name.
-
-    Raises:
-        ValueError: One is of another kind.
+    """Raises unless each value is text; the empty text is accepted.
 
     Example:
         >>> check_str(y_label=3)
@@ -202,13 +168,7 @@ def check_str(**values: Any) -> None:
 
 
 def check_strs(**values: Any) -> None:
-    """Refuses what is no list of one text or more; a text alone is none.
-
-    Args:
-        values: Arguments by name.
-
-    Raises:
-        ValueError: One is of another kind, or empty.
+    """Raises unless each value is a sequence of one text or more; a single text is rejected.
 
     Example:
         >>> check_strs(methods=["plain", "reco"])
@@ -223,6 +183,22 @@ def _check(values: Mapping[str, Any], accepts: Callable[[Any], bool], allowed: s
     for name, value in values.items():
         if not (or_none and value is None) and not accepts(value):
             raise ValueError(f"{name} must be {allowed}{' or None' if or_none else ''}, got {_short(value)}")
+
+
+def _check_number(
+    values: Mapping[str, Any],
+    accepts: Callable[[Any], bool],
+    kind: str,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    or_none: bool,
+) -> None:
+    low = -math.inf if at_least is None else at_least
+    lower = -math.inf if above is None else above
+    bounds = f"{'' if above is None else f' above {above}'}{'' if at_least is None else f' of {at_least} or more'}"
+    # every number passes a bound that was not given
+    _check(values, lambda value: accepts(value) and value >= low and value > lower, f"{kind}{bounds}", or_none)
 
 
 def _is_whole(value: Any) -> bool:
@@ -249,6 +225,10 @@ def _is_texts(value: Any) -> bool:
 
 def _is_size(value: Any) -> bool:
     return isinstance(value, Sequence) and len(value) == 2 and all(map(_is_whole, value)) and min(value) >= 1
+
+
+def _is_grid(value: Any) -> bool:
+    return _is_whole_sequence(value) and len(value) == 3 and min(value) >= 1
 
 
 def _is_pair_of_shares(value: Any) -> bool:

@@ -102,9 +102,7 @@ def video_grid(clips: Pixels, columns: int) -> Pixels:
     clips = np.asarray(clips)
     if clips.ndim != 5 or len(clips) == 0:
         raise ValueError(f"clips must be of shape (n, T, H, W, C) with n at least 1, got {tuple(clips.shape)}")
-    check_int(columns=columns)
-    if columns < 1:
-        raise ValueError(f"columns must be at least 1, got {columns}")
+    check_int(at_least=1, columns=columns)
     n, t, h, w, c = clips.shape
     rows = -(-n // columns)
     cells = np.zeros((rows * columns, t, h, w, c), clips.dtype)
@@ -133,9 +131,7 @@ def video_strip(frames: Pixels, count: int = 8) -> Pixels:
     frames = np.asarray(frames)
     if frames.ndim != 4 or len(frames) == 0:
         raise ValueError(f"frames must be of shape (T, H, W, C) with T at least 1, got {tuple(frames.shape)}")
-    check_int(count=count)
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
+    check_int(at_least=1, count=count)
     chosen = np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int)
     return np.concatenate(list(frames[chosen]), axis=1)
 

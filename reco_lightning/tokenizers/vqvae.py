@@ -159,49 +159,25 @@ class VQVAE(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_int(
-            codebook_size=codebook_size,
-            spatial_stride=spatial_stride,
-            width=width,
-            depth=depth,
-            code_dim=code_dim,
-            warmup_steps=warmup_steps,
-            seed=seed,
-        )
-        check_int(decay_steps=decay_steps, or_none=True)
+        check_int(spatial_stride=spatial_stride, width=width, seed=seed)
+        check_int(at_least=2, codebook_size=codebook_size, code_dim=code_dim)
+        check_int(at_least=1, depth=depth)
+        check_int(at_least=1, or_none=True, decay_steps=decay_steps)
+        check_int(at_least=0, warmup_steps=warmup_steps)
+        check_finite(above=0, learning_rate=learning_rate)
+        check_finite(codebook_decay=codebook_decay)
         check_finite(
-            learning_rate=learning_rate,
+            at_least=0,
             weight_decay=weight_decay,
             mse_weight=mse_weight,
             gradient_weight=gradient_weight,
             commitment_weight=commitment_weight,
-            codebook_decay=codebook_decay,
             dead_code_threshold=dead_code_threshold,
         )
-        if learning_rate <= 0:
-            raise ValueError(f"learning_rate must be above 0, got {learning_rate}")
         if spatial_stride not in (8, 16):
             raise ValueError(f"spatial_stride must be 8 or 16, got {spatial_stride}")
         if width < 8 or width % 8:
             raise ValueError(f"width must be a positive multiple of 8 (normalisation groups), got {width}")
-        for name, value, least in (
-            ("codebook_size", codebook_size, 2),
-            ("depth", depth, 1),
-            ("code_dim", code_dim, 2),
-            ("warmup_steps", warmup_steps, 0),
-            ("decay_steps", 1 if decay_steps is None else decay_steps, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        for name, weight in (
-            ("weight_decay", weight_decay),
-            ("mse_weight", mse_weight),
-            ("gradient_weight", gradient_weight),
-            ("commitment_weight", commitment_weight),
-            ("dead_code_threshold", dead_code_threshold),
-        ):
-            if weight < 0:
-                raise ValueError(f"{name} must be 0 or more, got {weight}")
         if not 0 <= codebook_decay < 1:
             raise ValueError(f"codebook_decay must be at least 0 and below 1, got {codebook_decay}")
         self.save_hyperparameters()

@@ -207,10 +207,8 @@ class WindowSampler:
         Raises:
             ValueError: If ``step`` is negative or ``groups`` below 1.
         """
-        if step < 0:
-            raise ValueError(f"step must be 0 or more, got {step}")
-        if groups < 1:
-            raise ValueError(f"groups must be 1 or more, got {groups}")
+        check_int(at_least=0, step=step)
+        check_int(at_least=1, groups=groups)
         # A string seed is hashed by SHA-512 inside random: the same draw on every platform and version.
         source = random.Random(f"{self.seed}:{step}")
         uniform, turn = source.random(), source.randrange(groups)

@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from reco_lightning.support.argument_checks import check_finite, check_flag, check_int
+from reco_lightning.support.argument_checks import check_choice, check_finite, check_flag, check_int
 from reco_lightning.windowing.injection.engine_selection import Selection, select_engine
 from reco_lightning.windowing.injection.step_trace import Overrides
 from reco_lightning.windowing.losses.continuity import Continuity, ContinuityNorm, ContinuitySchedule
@@ -74,12 +74,8 @@ class ReCoSettings:
     def __post_init__(self) -> None:
         if not isinstance(self.sampler, WindowSampler):
             raise ValueError(f"sampler must be a WindowSampler, got {type(self.sampler).__name__}")
-        for name, value, allowed in (
-            ("context", self.context, get_args(Context)),
-            ("engine", self.engine, get_args(EngineName)),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+        check_choice(get_args(Context), context=self.context)
+        check_choice(get_args(EngineName), engine=self.engine)
         check_int(windows_per_batch=self.windows_per_batch, at_least=1)
         check_int(attached_blocks=self.attached_blocks, at_least=0)
         check_int(prefix_tokens=self.prefix_tokens, at_least=0, or_none=True)

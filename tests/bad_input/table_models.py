@@ -11,7 +11,7 @@ from reco_lightning.data.tokens.caption_ids import caption_ids, load_text_tokeni
 from reco_lightning.experiments.benchmark.training_steps import network_of_size
 from reco_lightning.models.larp.network import LARPTransformer
 from reco_lightning.models.sampling.decoding import decode_videos, encode_first_frames
-from reco_lightning.models.sampling.token_sampling import check_sampling
+from reco_lightning.models.sampling.token_sampling import VideoSamplingOptions
 from reco_lightning.models.video_model import VideoModel
 from reco_lightning.support.checkpoints import checkpoint_model, load_module
 from reco_lightning.tokenizers import Emu3Tokenizer, LARPTokenizer, OmniTokenizer, VidTokTokenizer, load_tokenizer
@@ -197,10 +197,10 @@ MODELS: tuple[Entry, ...] = (
         {"module": values(None, 3, torch.nn.Linear(1, 1)), "callback": values(None, 3, "callback")},
     ),
     Entry(
-        "check_sampling",
-        check_sampling,
+        "VideoSamplingOptions",
+        VideoSamplingOptions,
         nothing,
-        {**SAMPLING, "length": BLOCKS},
+        {**SAMPLING, "length": BLOCKS, "window_blocks": BLOCKS, "context_blocks": BLOCKS},
     ),
     Entry(
         "VQVAE",

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reco_lightning.cli.entry_point import COMMANDS, main
+from reco_lightning.models.sampling.token_sampling import VideoSamplingOptions
 from reco_lightning.tokenizers.base import VideoTokenizer
 from tests.bad_input.samples import model_file, videos, vqvae_file
 
@@ -76,11 +77,13 @@ def functions():
         yield command.name, getattr(importlib.import_module(module), name)
 
 
-KINDS = {
-    (command, option): get_type_hints(function)[option]
-    for command, function in functions()
-    for option in inspect.signature(function).parameters
-}
+def options(function):
+    """Types of what a command takes, by name; ``**sampling`` stands for the fields of `VideoSamplingOptions`."""
+    hints = {name: get_type_hints(function)[name] for name in inspect.signature(function).parameters}
+    return hints if hints.pop("sampling", None) is None else hints | get_type_hints(VideoSamplingOptions)
+
+
+KINDS = {(command, option): kind for command, function in functions() for option, kind in options(function).items()}
 TEXTS = (str, str | None, str | VideoTokenizer)  # any word is one
 
 
@@ -198,7 +201,7 @@ def test_a_value_out_of_range_is_named_in_one_line(command, option, value, capsy
         (["fit", "--config=recipe:nothing"], ("recipe", "'nothing'")),
         (["explain", *FIT[1:], f"{SIZE}=8"], ("trainer.callbacks must hold a ReCoCallback", "got none")),
         ([*PREDICT, "--trainer.accelerator=cpu", "--trainer.devices=0"], ("devices", "0")),  # in Lightning's words
-        ([*PREDICT, "--data.n=0"], ("n must be 1 or more", "got 0")),
+        ([*PREDICT, "--data.n=0"], ("n must be a whole number of 1 or more", "got 0")),
         ([*PREDICT, "--trainer.callbacks+=VideoWriter", "--trainer.callbacks.fps=0"], ("fps", "got 0")),
         (
             [*PREDICT, "--trainer.callbacks+=StopOnSignal", "--trainer.callbacks.every_n_batches=0"],
@@ -260,9 +263,9 @@ def test_a_config_that_is_not_utf_8_is_named(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (f"{SIZE}=0", "must be 1 or more, got"),
-        ("--model.learning_rate=-1", "learning_rate must be above 0, got -1.0"),
-        ("--data.batch_size=0", "batch_size must be at least 1, got 0"),
+        (f"{SIZE}=0", "must be a whole number of 1 or more, got"),
+        ("--model.learning_rate=-1", "learning_rate must be a finite number above 0, got -1.0"),
+        ("--data.batch_size=0", "batch_size must be a whole number of 1 or more, got 0"),
     ],
 )
 def test_what_a_constructor_refuses_in_a_fit_is_said_in_its_own_words(wrong, said, capsys):

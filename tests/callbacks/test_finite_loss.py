@@ -103,5 +103,5 @@ def test_first_not_finite():
 
 
 def test_refuses_no_batches():
-    with pytest.raises(ValueError, match="every_n_batches must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="every_n_batches must be a whole number of 1 or more, got 0"):
         FiniteLoss(0)

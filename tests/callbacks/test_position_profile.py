@@ -183,11 +183,11 @@ def test_without_validation_it_says_so(tmp_path, monkeypatch):
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="every_n_epochs must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="every_n_epochs must be a whole number of 1 or more, got 0"):
         PositionLossProfile(every_n_epochs=0)
-    with pytest.raises(ValueError, match="batches must be 1 or more, or None for all, got 0"):
+    with pytest.raises(ValueError, match="batches must be a whole number of 1 or more or None, got 0"):
         PositionLossProfile(batches=0)
-    with pytest.raises(ValueError, match="generated must be 0 or more, got -1"):
+    with pytest.raises(ValueError, match="generated must be a whole number of 0 or more, got -1"):
         PositionLossProfile(generated=-1)
     with pytest.raises(MisconfigurationException, match="PositionLossProfile measures a VideoModel, got ShiftedInput"):
         foreign.trainer(PositionLossProfile()).fit(foreign.ShiftedInput(), foreign.batches())

@@ -204,7 +204,7 @@ def test_a_fit_by_loss_reports_each_groups_loss_and_stores_them():
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"continuity_lag": 0}, "continuity_lag must be a whole number of tokens, 1 or more, got 0"),
+        ({"continuity_lag": 0}, "continuity_lag must be a whole number of 1 or more, got 0"),
         ({"continuity_lag": 7}, "continuity compares states 7 apart and needs windows of 9 tokens or more, got 8"),
         ({"continuity_schedule": "sine"}, "continuity_schedule must be one of 'constant', .* got 'sine'"),
         ({"attached_blocks": -1}, "attached_blocks must be a whole number of 0 or more, got -1"),

@@ -135,11 +135,11 @@ def test_without_a_tokenizer_it_writes_nothing(tmp_path):
 
 
 def test_refusals(tmp_path, checkpoint):
-    with pytest.raises(ValueError, match="every_n_epochs must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="every_n_epochs must be a whole number of 1 or more, got 0"):
         SampleVideos(every_n_epochs=0)
-    with pytest.raises(ValueError, match="every_n_steps must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="every_n_steps must be a whole number of 1 or more or None, got 0"):
         SampleVideos(every_n_steps=0)
-    with pytest.raises(ValueError, match="n must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="n must be a whole number of 1 or more, got 0"):
         SampleVideos(n=0)
     with pytest.raises(ValueError, match=r"got 'nothing\.ckpt', which is none"):
         fit(tmp_path, SampleVideos("nothing.ckpt"))

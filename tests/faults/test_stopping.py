@@ -138,5 +138,5 @@ def test_several_processes_agree_every_few_batches():
 
 
 def test_refuses_no_batches():
-    with pytest.raises(ValueError, match="every_n_batches must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="every_n_batches must be a whole number of 1 or more, got 0"):
         StopOnSignal(0)

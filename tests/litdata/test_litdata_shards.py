@@ -303,9 +303,9 @@ def test_items_that_would_be_unpickled_are_refused(exported, tmp_path):
 
 
 def test_argument_errors(folder, exported, tmp_path):
-    with pytest.raises(ValueError, match="batch_size must be at least 1 and num_workers 0, got 0 and 0"):
+    with pytest.raises(ValueError, match="batch_size must be a whole number of 1 or more, got 0"):
         LitTokenDataModule(exported, batch_size=0)
-    with pytest.raises(ValueError, match="batch_size must be at least 1 and num_workers 0, got 8 and -1"):
+    with pytest.raises(ValueError, match="num_workers must be a whole number of 0 or more, got -1"):
         LitTokenDataModule(exported, num_workers=-1)
     with pytest.raises(ValueError, match=r"seed must be 0 to 2\*\*32 - 1, got -1"):
         LitTokenDataModule(exported, seed=-1)
@@ -313,7 +313,7 @@ def test_argument_errors(folder, exported, tmp_path):
         export_litdata(folder, exported)
     with pytest.raises(ValueError, match="split must be 'source' or 'time', got 'file'"):
         export_litdata(folder, str(tmp_path), split="file")
-    with pytest.raises(ValueError, match="chunk_clips must be at least 1 or None, got 0"):
+    with pytest.raises(ValueError, match="chunk_clips must be a whole number of 1 or more or None, got 0"):
         export_litdata(folder, str(tmp_path), chunk_clips=0)
     with pytest.raises(ValueError, match=r"folder must hold token shards, got .* without a manifest.json"):
         export_litdata(str(tmp_path), str(tmp_path / "new"))

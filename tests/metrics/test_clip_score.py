@@ -191,7 +191,7 @@ def test_refusals(folder, tmp_path, encoder):
         ValueError, match=r"folder must hold CLIP's tokenizer beside its weights, got .* without tokeniz"
     ):
         CLIPScore(tmp_path)
-    with pytest.raises(ValueError, match="frames must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="frames must be a whole number of 1 or more, got 0"):
         CLIPScore(folder, frames=0)
     with pytest.raises(ValueError, match="frames must lie from 1 to 4, the length of the videos, got 5"):
         clip_score(videos(), TEXTS, encoder, frames=5)

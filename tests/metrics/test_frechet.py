@@ -164,7 +164,7 @@ def test_resizing():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"frames": 8}, r"frames must be 9 or more for Inception-I3D, got 8; take longer clips"),
+        ({"frames": 8}, r"frames must be a whole number of 9 or more, got 8"),
         ({"frames": 9, "resize": "crop"}, r"resize must be one of 'squash', 'short_side_crop', got 'crop'"),
         ({"frames": 9, "output": "pool"}, r"output must be one of 'logits', 'features', got 'pool'"),
         ({"frames": 9, "ddof": 2}, r"ddof must be one of 0, 1, got 2"),
@@ -216,5 +216,5 @@ def test_random_features_are_the_same_everywhere():
     assert torch.equal(one(clips), again(clips))
     assert not torch.equal(one(clips), other(clips))
     assert not torch.equal(one(clips), one(clips.flip(2)))  # the order of frames counts
-    with pytest.raises(ValueError, match="width must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="width must be a whole number of 1 or more, got 0"):
         RandomConvFeatures(width=0)

@@ -187,7 +187,7 @@ def test_refusals():
         IntervalPSNR(())
     with pytest.raises(ValueError, match="intervals must lie from 1 to 1 for clips of 2 frames, got 0"):
         IntervalPSNR((0, 1))
-    with pytest.raises(ValueError, match="pairs must be one of all, from_first, got 'both'"):
+    with pytest.raises(ValueError, match="pairs must be one of 'all', 'from_first', got 'both'"):
         IntervalPSNR((1,), pairs="both")
     with pytest.raises(ValueError, match="intervals must lie from 1 to 4 for clips of 5 frames, got 8; give shorter"):
         IntervalPSNR().update(noise(1), real=True)

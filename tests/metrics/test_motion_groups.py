@@ -209,7 +209,7 @@ def test_several_runs_stand_side_by_side():
 def test_refusals():
     with pytest.raises(ValueError, match=r"metric must be a torchmetrics\.Metric, got str"):
         MotionGroups("fvd")
-    with pytest.raises(ValueError, match="min_count must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="min_count must be a whole number of 1 or more, got 0"):
         MotionGroups(MeanGap(), min_count=0)
     groups = MotionGroups(MeanGap(), size=SIZE)
     with pytest.raises(ValueError, match=r"groups must be \(1,\) numbers from 0 to 2, one a video, got \[3\]"):

@@ -180,9 +180,9 @@ def test_the_learning_rate_rises_over_the_warm_up_and_stays():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"learning_rate": 0.0}, r"learning_rate must be above 0, got 0\.0"),
-        ({"weight_decay": -0.1}, r"weight_decay must be 0 or more, got -0\.1"),
-        ({"warmup_steps": -1}, "warmup_steps must be 0 or more, got -1"),
+        ({"learning_rate": 0.0}, r"learning_rate must be a finite number above 0, got 0\.0"),
+        ({"weight_decay": -0.1}, r"weight_decay must be a finite number of 0 or more, got -0\.1"),
+        ({"warmup_steps": -1}, "warmup_steps must be a whole number of 0 or more, got -1"),
         ({"label_dropout": 1.0}, r"label_dropout must lie in \[0, 1\), got 1\.0"),
     ],
 )

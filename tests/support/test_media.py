@@ -82,7 +82,7 @@ def test_grid_lays_clips_out_row_by_row():
     grid = video_grid(clips, 2)
     assert grid.shape == (2, 6, 8, 1)
     assert grid[1, ::3, ::4, 0].tolist() == [[1, 2], [3, 0]]
-    with pytest.raises(ValueError, match="columns must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="columns must be a whole number of 1 or more, got 0"):
         video_grid(clips, 0)
     with pytest.raises(ValueError, match=r"clips must be of shape .* got \(2, 3, 4, 1\)"):
         video_grid(clips[0], 2)
@@ -92,7 +92,7 @@ def test_strip_runs_from_the_first_frame_to_the_last():
     frames = np.stack([np.full((2, 2, 3), number, np.uint8) for number in range(17)])
     assert video_strip(frames, 5)[0, ::2, 0].tolist() == [0, 4, 8, 12, 16]
     assert video_strip(frames[:3]).shape == (2, 6, 3)
-    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="count must be a whole number of 1 or more, got 0"):
         video_strip(frames, 0)
     with pytest.raises(ValueError, match="frames must be of shape"):
         video_strip(frames[0])

@@ -158,7 +158,7 @@ def test_errors(arguments, options, message):
 
 def test_errors_of_a_draw():
     sampler = WindowSampler(5, 8)
-    with pytest.raises(ValueError, match="step must be 0 or more, got -1"):
+    with pytest.raises(ValueError, match="step must be a whole number of 0 or more, got -1"):
         sampler.sample(-1)
-    with pytest.raises(ValueError, match="groups must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="groups must be a whole number of 1 or more, got 0"):
         sampler.sample_groups(0, 0)

@@ -19,7 +19,7 @@ from reco_lightning.data.index.clip_index import IndexedVideo
 from reco_lightning.data.index.layouts import Layout, open_index
 from reco_lightning.data.video.clip import Resize, VideoError, VideoInfo, fit_size, read_clip
 from reco_lightning.data.video.scan import VIDEO_EXTENSIONS, scan_videos
-from reco_lightning.support.argument_checks import check_flag, check_int
+from reco_lightning.support.argument_checks import check_choice, check_flag, check_int
 
 __all__ = ["Clip", "OnError", "VideoFolder", "VideoItem"]
 
@@ -118,16 +118,12 @@ class VideoFolder(Dataset[VideoItem]):
         split: str | None = None,
         index: str | os.PathLike[str] | None = None,
     ) -> None:
-        check_int(frames=frames, stride=stride)
-        check_int(clip_step=clip_step, or_none=True)
+        check_int(at_least=1, frames=frames, stride=stride)
+        check_int(at_least=1, or_none=True, clip_step=clip_step)
         check_flag(cache=cache)
         step = frames * stride if clip_step is None else clip_step
-        for name, value in (("frames", frames), ("stride", stride), ("clip_step", step)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
         fit_size(1, 1, size=size, resize=resize)  # checks both
-        if on_error not in get_args(OnError):
-            raise ValueError(f"on_error must be one of {list(get_args(OnError))}, got {on_error!r}")
+        check_choice(get_args(OnError), on_error=on_error)
         listed = open_index(root, layout=layout, split=split, index=index, extensions=extensions)
         self.root = os.path.abspath(root)
         self.frames, self.stride, self.size, self.resize, self.clip_step = frames, stride, size, resize, step

@@ -17,7 +17,13 @@ from reco_lightning.data.index.layouts import Layout, check_names
 from reco_lightning.data.loading.resumable_loader import ResumableDataLoader
 from reco_lightning.data.video.clip import Resize, fit_size
 from reco_lightning.data.video.scan import VIDEO_EXTENSIONS
-from reco_lightning.support.argument_checks import check_finite, check_flag, check_int, check_path
+from reco_lightning.support.argument_checks import (
+    check_choice,
+    check_finite,
+    check_flag,
+    check_int,
+    check_path,
+)
 
 __all__ = ["VideoDataModule", "split_clips"]
 
@@ -151,29 +157,16 @@ class VideoDataModule(L.LightningDataModule):
         super().__init__()
         check_path(root=root)
         check_path(index=index, or_none=True)
-        check_int(frames=frames, stride=stride, batch_size=batch_size, num_workers=num_workers, seed=seed)
-        check_int(clip_step=clip_step, or_none=True)
+        check_int(at_least=1, frames=frames, stride=stride, batch_size=batch_size)
+        check_int(at_least=1, or_none=True, clip_step=clip_step)
+        check_int(at_least=0, num_workers=num_workers)
+        check_int(seed=seed)
         check_flag(cache=cache)
         check_names(split, extensions)
-        for name, value in (
-            ("frames", frames),
-            ("stride", stride),
-            ("clip_step", 1 if clip_step is None else clip_step),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
         fit_size(1, 1, size=size, resize=resize)  # checks both
-        for choice, chosen, allowed in (
-            ("on_error", on_error, get_args(OnError)),
-            ("layout", layout, get_args(Layout)),
-            ("start_method", start_method, (*get_args(StartMethod), None)),
-        ):
-            if chosen not in allowed:
-                raise ValueError(f"{choice} must be one of {list(allowed)}, got {chosen!r}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if num_workers < 0:
-            raise ValueError(f"num_workers must be at least 0, got {num_workers}")
+        check_choice(get_args(OnError), on_error=on_error)
+        check_choice(get_args(Layout), layout=layout)
+        check_choice((*get_args(StartMethod), None), start_method=start_method)
         _check_fraction(val_fraction)
         self.root = root
         self.frames, self.stride, self.size, self.resize, self.clip_step = frames, stride, size, resize, clip_step

@@ -22,7 +22,7 @@ from reco_lightning.data.index.ucf101 import index_ucf101
 from reco_lightning.data.video.frame_folders import find_frame_folders, folder_parts
 from reco_lightning.data.video.frames import FrameFolder, frame_order, split_zip
 from reco_lightning.data.video.scan import VIDEO_EXTENSIONS, find_videos
-from reco_lightning.support.argument_checks import check_path
+from reco_lightning.support.argument_checks import check_choice, check_path
 
 __all__ = ["Layout", "check_names", "index_one_class", "open_index"]
 
@@ -97,8 +97,7 @@ def open_index(
     check_path(root=root)
     check_path(index=index, or_none=True)
     check_names(split, extensions)
-    if layout not in get_args(Layout):
-        raise ValueError(f"layout must be one of {list(get_args(Layout))}, got {layout!r}")
+    check_choice(get_args(Layout), layout=layout)
     archive = bool(split_zip(os.path.abspath(root))[0])
     if not os.path.isdir(root) and not (archive and layout in _TAKE_ZIP):
         found = "a file" if os.path.exists(root) else "nothing"

@@ -94,19 +94,16 @@ class ResumableDataLoader(DataLoader[Item]):
         sampler: Sampler[int] | None = None,
         batch_sampler: Sampler[list[int]] | None = None,
     ) -> None:
-        check_int(batch_size=batch_size, seed=seed, num_workers=num_workers)
-        check_int(rank=rank, world_size=world_size, prefetch_factor=prefetch_factor, or_none=True)
+        check_int(at_least=1, batch_size=batch_size)
+        check_int(seed=seed)
+        check_int(at_least=0, num_workers=num_workers)
+        check_int(or_none=True, rank=rank, world_size=world_size, prefetch_factor=prefetch_factor)
+        check_finite(epoch_batches=epoch_batches)
+        check_finite(at_least=0, timeout=timeout)
         check_flag(shuffle=shuffle, drop_last=drop_last, strict=strict)
         check_flag(pin_memory=pin_memory, persistent_workers=persistent_workers)
-        check_finite(epoch_batches=epoch_batches, timeout=timeout)
         if not isinstance(dataset, Sized):
             raise ValueError(f"dataset must have a length and items by index, got {dataset!r}")
-        if num_workers < 0:
-            raise ValueError(f"num_workers must be at least 0, got {num_workers}")
-        if timeout < 0:
-            raise ValueError(f"timeout must be 0 seconds or more, got {timeout}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if epoch_batches < 1 if isinstance(epoch_batches, int) else not 0 < epoch_batches <= 1:
             raise ValueError(f"epoch_batches must be a number from 1 or a share in (0.0, 1.0], got {epoch_batches}")
         foreign = batch_sampler if batch_sampler is not None else sampler

@@ -89,9 +89,7 @@ def caption_ids(tokenizer: Any, captions: Sequence[str | None], *, max_tokens: i
                 [ 3,  4]])
     """
     check_captions(captions)
-    check_int(max_tokens=max_tokens, or_none=True)
-    if max_tokens is not None and max_tokens < 1:
-        raise ValueError(f"max_tokens must be 1 or more, or None for all, got {max_tokens}")
+    check_int(at_least=1, or_none=True, max_tokens=max_tokens)
     if not callable(tokenizer):
         raise ValueError(f"tokenizer must be a tokenizer of transformers, got {tokenizer!r}")
     texts = [caption for caption in captions if caption is not None]

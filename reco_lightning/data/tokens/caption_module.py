@@ -121,9 +121,7 @@ class CaptionDataModule(TokenDataModule):
             verify=verify,
         )
         check_path(text_tokenizer=text_tokenizer)
-        check_int(max_caption_tokens=max_caption_tokens)
-        if max_caption_tokens < 1:
-            raise ValueError(f"max_caption_tokens must be 1 or more, got {max_caption_tokens}")
+        check_int(at_least=1, max_caption_tokens=max_caption_tokens)
         self.text_tokenizer, self.max_caption_tokens = text_tokenizer, max_caption_tokens
 
     @override

@@ -67,12 +67,10 @@ def export_litdata(
     check_path(folder=folder, output=output)
     check_finite(val_fraction=val_fraction)
     check_int(split_seed=split_seed)
-    check_int(chunk_clips=chunk_clips, or_none=True)
+    check_int(at_least=1, or_none=True, chunk_clips=chunk_clips)
     _check_options(storage_options)
     if split not in ("source", "time"):
         raise ValueError(f"split must be 'source' or 'time', got {split!r}")
-    if chunk_clips is not None and chunk_clips < 1:
-        raise ValueError(f"chunk_clips must be at least 1 or None, got {chunk_clips}")
     litdata = _litdata()
     shards = TokenShards(folder)
     if not _is_url(output) and Path(output).exists() and any(Path(output).iterdir()):
@@ -154,11 +152,11 @@ class LitTokenDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         check_path(folder=folder)
-        check_int(batch_size=batch_size, num_workers=num_workers, seed=seed)
+        check_int(at_least=1, batch_size=batch_size)
+        check_int(at_least=0, num_workers=num_workers)
+        check_int(seed=seed)
         check_flag(shuffle=shuffle)
         _check_options(storage_options)
-        if batch_size < 1 or num_workers < 0:
-            raise ValueError(f"batch_size must be at least 1 and num_workers 0, got {batch_size} and {num_workers}")
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed must be 0 to 2**32 - 1, got {seed}")
         self.folder, self.storage_options = folder, storage_options

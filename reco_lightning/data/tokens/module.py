@@ -196,13 +196,11 @@ class TokenDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         check_path(folder=folder)
-        check_int(batch_size=batch_size, num_workers=num_workers, seed=seed, split_seed=split_seed)
+        check_int(at_least=1, batch_size=batch_size)
+        check_int(at_least=0, num_workers=num_workers)
+        check_int(seed=seed, split_seed=split_seed)
         check_finite(val_fraction=val_fraction)
         check_flag(shuffle=shuffle, drop_last=drop_last, strict_resume=strict_resume, verify=verify)
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if num_workers < 0:
-            raise ValueError(f"num_workers must be at least 0, got {num_workers}")
         if split not in ("source", "time"):
             raise ValueError(f"split must be 'source' or 'time', got {split!r}")
         _check_fraction(val_fraction)

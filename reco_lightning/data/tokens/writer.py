@@ -172,7 +172,8 @@ class TokenShardWriter:
         check_path(folder=folder)
         check_path(workspace=workspace, or_none=True)
         check_flag(overwrite=overwrite, frame_aligned=frame_aligned)
-        check_int(vocab_size=vocab_size, shard_size=shard_size)
+        check_int(vocab_size=vocab_size)
+        check_int(at_least=1, shard_size=shard_size)
         for name, value in (("tokenizer", tokenizer), ("tokenizer_sha256", tokenizer_sha256)):
             if not isinstance(value, str):
                 raise ValueError(f"{name} must be text, got {value!r}")
@@ -181,8 +182,6 @@ class TokenShardWriter:
         if isinstance(classes, str) or not isinstance(classes, Sequence):
             raise ValueError(f"classes must be a sequence of names, got {classes!r}")
         shape = check_grid(grid, frame_aligned=frame_aligned)
-        if shard_size < 1:
-            raise ValueError(f"shard_size must be at least 1, got {shard_size}")
         self.folder = Path(folder)
         self.shard_size, self.overwrite = shard_size, overwrite
         self.manifest = Manifest(

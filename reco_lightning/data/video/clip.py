@@ -31,7 +31,7 @@ from reco_lightning.data.video.decoders import (
     read_pyav,
 )
 from reco_lightning.data.video.frames import FrameFolder, is_frame_folder, probe_frames, read_frames
-from reco_lightning.support.argument_checks import check_int, check_path
+from reco_lightning.support.argument_checks import check_choice, check_int, check_path
 
 __all__ = ["Resize", "VideoError", "VideoInfo", "fit_size", "probe", "read_clip"]
 
@@ -82,8 +82,7 @@ def fit_size(height: int, width: int, *, size: int | tuple[int, int], resize: Re
         >>> fit_size(360, 640, size=256, resize="squash")
         (256, 256)
     """
-    if resize not in get_args(Resize):
-        raise ValueError(f"resize must be one of {list(get_args(Resize))}, got {resize!r}")
+    check_choice(get_args(Resize), resize=resize)
     high, wide = _sides(size)
     if resize == "squash":
         return high, wide
@@ -187,10 +186,8 @@ def read_clip(
         (3, 32, 32, 3)
     """
     check_path(path=path)
-    check_int(start=start, frames=frames, stride=stride)
-    for name, value, least in (("start", start, 0), ("frames", frames, 1), ("stride", stride, 1)):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+    check_int(at_least=0, start=start)
+    check_int(at_least=1, frames=frames, stride=stride)
     high, wide = _sides(size)
     path = os.path.abspath(path)
     known = _remembered_probe(path) if info is None else info

@@ -161,18 +161,13 @@ def compare_generation(
         ValueError: If an argument is out of its range.
         ModuleNotFoundError: If transformers is not installed.
     """
-    check_int(
-        dim=dim, depth=depth, heads=heads, vocab_size=vocab_size, tokens=tokens, batch=batch, repeats=repeats, seed=seed
-    )
+    check_int(dim=dim, depth=depth, heads=heads, vocab_size=vocab_size, seed=seed)
+    check_int(at_least=2, tokens=tokens)  # the first is given
+    check_int(at_least=1, batch=batch, repeats=repeats)
     check_flag(compile=compile)
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"dtype must be a torch.dtype, got {dtype!r}")
     device = device if isinstance(device, torch.device) else pick_device(device)
-    if tokens < 2:
-        raise ValueError(f"tokens must be 2 or more, the first is given, got {tokens}")
-    for name, value in (("batch", batch), ("repeats", repeats)):
-        if value < 1:
-            raise ValueError(f"{name} must be 1 or more, got {value}")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = VideoTransformer(

@@ -126,13 +126,11 @@ def check_measurement(*, methods: Sequence[str], batch_size: int, steps: int, bu
         ValueError: If an argument is out of its range.
     """
     check_strs(methods=methods)
-    check_int(batch_size=batch_size, steps=steps, burn_in=burn_in)
+    check_int(at_least=1, batch_size=batch_size, steps=steps)
+    check_int(at_least=0, burn_in=burn_in)
     known = ["plain", *(name for name in method_names() if name != "baseline")]
     if "plain" not in methods or not set(methods) <= set(known):
         raise ValueError(f"methods must hold 'plain' and be of {', '.join(known)}, got {', '.join(methods)}")
-    for name, value, least in (("batch_size", batch_size, 1), ("steps", steps, 1), ("burn_in", burn_in, 0)):
-        if value < least:
-            raise ValueError(f"{name} must be {least} or more, got {value}")
 
 
 class _Step(pl.LightningModule):

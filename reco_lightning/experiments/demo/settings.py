@@ -62,16 +62,12 @@ class Settings:
     samples: int = 4
 
     def __post_init__(self) -> None:
-        check_finite(learning_rate=self.learning_rate, val_fraction=self.val_fraction)
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        check_finite(above=0, learning_rate=self.learning_rate)
+        check_finite(val_fraction=self.val_fraction)
         if not 0 < self.val_fraction < 1:
             raise ValueError(f"val_fraction must be above 0 and below 1, got {self.val_fraction}")
         for name in (one.name for one in fields(self) if one.name not in ("learning_rate", "val_fraction")):
-            value, least = getattr(self, name), 0 if name == "warmup_steps" else 1
-            check_int(**{name: value})
-            if value < least:
-                raise ValueError(f"{name} must be {least} or more, got {value}")
+            check_int(at_least=0 if name == "warmup_steps" else 1, **{name: getattr(self, name)})
 
 
 FULL = Settings()

@@ -23,11 +23,12 @@ from reco_lightning.experiments.plan.memory_tracker import Kernels, StepTrace, r
 from reco_lightning.models.text_video.network import TextVideoNetwork
 from reco_lightning.recipes.files import load_recipe
 from reco_lightning.support.argument_checks import (
+    check_choice,
     check_finite,
     check_flag,
     check_int,
-    check_int_sequence,
     check_strs,
+    check_video_grid,
 )
 from reco_lightning.support.block_stacks import block_stacks
 from reco_lightning.windowing.injection.engine_selection import build_engine
@@ -69,18 +70,12 @@ class Setting:
     kernels: Kernels = "cuda"
 
     def __post_init__(self) -> None:
-        check_int(batch_size=self.batch_size, devices=self.devices, vocab_size=self.vocab_size)
-        check_int_sequence(grid=self.grid)
+        check_int(at_least=1, batch_size=self.batch_size, devices=self.devices, vocab_size=self.vocab_size)
+        check_video_grid(grid=self.grid)
         check_flag(checkpointing=self.checkpointing)
-        for name in ("batch_size", "devices", "vocab_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        choices = {"precision": ("32", "bf16"), "strategy": get_args(Strategy), "kernels": get_args(Kernels)}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {getattr(self, name)!r}")
-        if len(self.grid) != 3 or min(self.grid) < 1:
-            raise ValueError(f"grid must be three numbers of 1 or more (blocks, rows, columns), got {self.grid}")
+        check_choice(("32", "bf16"), precision=self.precision)
+        check_choice(get_args(Strategy), strategy=self.strategy)
+        check_choice(get_args(Kernels), kernels=self.kernels)
         if self.grid[0] < 2:
             raise ValueError(f"grid must have two frame blocks or more for windows of two, got {self.grid}")
 
@@ -469,9 +464,7 @@ def plan(
         ValueError: If an argument is out of its range.
     """
     check_strs(sizes=sizes, methods=methods)
-    check_finite(rate=rate, or_none=True)
-    if rate is not None and rate <= 0:
-        raise ValueError(f"rate must be above 0 operations per second, got {rate}")
+    check_finite(above=0, rate=rate, or_none=True)
     setting = Setting(
         grid=grid,
         vocab_size=vocab_size,

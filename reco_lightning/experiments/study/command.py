@@ -145,10 +145,7 @@ def do_runs(specs: Sequence[RunSpec], folder: Path) -> None:
 
 
 def _check_sizes(seeds: int, workers: int, steps: int) -> None:
-    check_int(seeds=seeds, workers=workers, steps=steps)
-    for name, value in (("seeds", seeds), ("workers", workers), ("steps", steps)):
-        if value < 1:
-            raise ValueError(f"{name} must be 1 or more, got {value}")
+    check_int(at_least=1, seeds=seeds, workers=workers, steps=steps)
 
 
 def _spread(specs: Sequence[RunSpec], folder: Path, workers: int) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from reco_lightning.experiments.study import digits
-from reco_lightning.support.argument_checks import check_int
+from reco_lightning.support.argument_checks import check_choice, check_int
 
 __all__ = ["LONGEST_REAL", "DataName", "DataSpec"]
 
@@ -44,20 +44,12 @@ class DataSpec:
     blocks: int = 5
 
     def __post_init__(self) -> None:
-        choices: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-            ("data", self.name, get_args(DataName)),
-            ("motion", self.motion, get_args(digits.Motion)),
-        )
-        for argument, value, allowed in choices:
-            if value not in allowed:
-                raise ValueError(f"{argument} must be one of {', '.join(allowed)}, got {value!r}")
+        check_choice(get_args(DataName), data=self.name)
+        check_choice(get_args(digits.Motion), motion=self.motion)
         if self.name == "clips" and self.motion != "slow":
             raise ValueError(f"motion is a choice for digits; real clips move as they do, got {self.motion!r}")
-        check_int(blocks=self.blocks)
-        check_int(clips=self.clips, or_none=True)
-        for argument, number, least in (("clips", self.clips, 1), ("blocks", self.blocks, 2)):
-            if number is not None and number < least:
-                raise ValueError(f"{argument} must be a whole number of {least} or more, got {number!r}")
+        check_int(at_least=2, blocks=self.blocks)
+        check_int(at_least=1, or_none=True, clips=self.clips)
 
     @property
     def longest(self) -> int | None:

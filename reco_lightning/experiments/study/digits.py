@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from reco_lightning.support.argument_checks import check_flag, check_int
+from reco_lightning.support.argument_checks import check_choice, check_flag, check_int
 
 __all__ = [
     "CANVAS",
@@ -163,14 +163,11 @@ class MovingDigits:
         held_out: bool = False,
         seed: int = 0,
     ) -> None:
-        if motion not in get_args(Motion):
-            raise ValueError(f"motion must be one of {', '.join(get_args(Motion))}, got {motion!r}")
-        check_int(blocks=blocks, seed=seed)
-        check_int(clips=clips, or_none=True)
+        check_choice(get_args(Motion), motion=motion)
+        check_int(at_least=1, blocks=blocks)
+        check_int(at_least=0, seed=seed)
+        check_int(at_least=1, or_none=True, clips=clips)
         check_flag(held_out=held_out)
-        for name, value, least in (("blocks", blocks, 1), ("clips", clips, 1), ("seed", seed, 0)):
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be a whole number of {least} or more, got {value!r}")
         self.blocks = blocks
         self.motion = motion
         self.clips = clips

@@ -18,6 +18,7 @@ from reco_lightning.callbacks.reco import ReCoCallback
 from reco_lightning.experiments.methods import Method, load_method
 from reco_lightning.experiments.study.data_spec import DataName, DataSpec
 from reco_lightning.experiments.study.settings import BATCH_SIZE, Settings
+from reco_lightning.support.argument_checks import check_int
 from reco_lightning.windowing.sampler import WindowSampler
 
 __all__ = ["Line", "Plan", "RunSpec", "load_plan", "plan_names"]
@@ -185,8 +186,7 @@ def _line(entry: Any, plan: Mapping[str, Any], data: DataName) -> Line:
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 10:
         raise ValueError(f"{budget} must be a share of the plain run's, above 0 and at most 10, got {share!r}")
     batch_size = entry.get("batch_size", BATCH_SIZE)
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size must be a whole number of 1 or more, got {batch_size!r}")
+    check_int(at_least=1, batch_size=batch_size)
     spec = DataSpec(data).changed({**plan.get("data", {}), **entry.get("data", {})})
     lengths = tuple(entry.get("lengths", plan.get("lengths", ())))
     if any(not isinstance(length, int) or length <= spec.blocks for length in lengths):

@@ -43,11 +43,6 @@ class Settings:
     tokenizer_steps: int = 600
 
     def __post_init__(self) -> None:
-        check_finite(learning_rate=self.learning_rate)
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        check_finite(above=0, learning_rate=self.learning_rate)
         for name in (one.name for one in fields(self) if one.name != "learning_rate"):
-            value = getattr(self, name)
-            check_int(**{name: value})
-            if value < 1:
-                raise ValueError(f"{name} must be 1 or more, got {value}")
+            check_int(at_least=1, **{name: getattr(self, name)})

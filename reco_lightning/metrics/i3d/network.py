@@ -113,9 +113,7 @@ class InceptionI3D(nn.Module):
 
     def __init__(self, *, norm_epsilon: float = 1e-3) -> None:
         super().__init__()
-        check_finite(norm_epsilon=norm_epsilon)
-        if norm_epsilon <= 0:
-            raise ValueError(f"norm_epsilon must be above 0, got {norm_epsilon}")
+        check_finite(above=0, norm_epsilon=norm_epsilon)
         norm = norm_epsilon
         self.Conv3d_1a_7x7 = _Unit(3, 64, 7, stride=2, norm=norm)
         self.Conv3d_2b_1x1 = _Unit(64, 64, 1, norm=norm)
@@ -187,11 +185,9 @@ class I3DFeatures(nn.Module):
         batch_size: int = 8,
     ) -> None:
         super().__init__()
-        check_int(batch_size=batch_size)
+        check_int(at_least=1, batch_size=batch_size)
         if not isinstance(network, InceptionI3D):
             raise ValueError(f"network must be an InceptionI3D, got a {type(network).__name__}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
         self.protocol = fvd_protocol(protocol)
         epsilon = network.get_submodule("Conv3d_1a_7x7.bn").eps
         if epsilon != self.protocol.norm_epsilon:
@@ -238,9 +234,7 @@ def load_i3d(
         ValueError: path must be a file of Inception-I3D weights, got 'nowhere.pt', which is no file; ...
     """
     check_path(path=path)
-    check_int(batch_size=batch_size)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+    check_int(at_least=1, batch_size=batch_size)
     protocol, name = fvd_protocol(protocol), os.fspath(path)
     if not Path(path).is_file():
         raise ValueError(

@@ -121,23 +121,20 @@ def check_arguments(config: Mapping[str, Any]) -> None:
     """
     sizes = ("vocab_size", "video_tokens", "dim", "depth", "heads", "kv_heads", "hidden_dim")
     rates = ("token_dropout", "attention_dropout", "residual_dropout", "feed_forward_dropout")
-    check_int(**{name: config[name] for name in (*sizes, "condition_tokens", "num_classes")})
-    check_finite(**{name: config[name] for name in (*rates, "norm_eps")})
+    check_int(at_least=1, **{name: config[name] for name in sizes})
+    check_int(at_least=0, **{name: config[name] for name in ("condition_tokens", "num_classes")})
+    check_finite(**{name: config[name] for name in rates})
+    check_finite(above=0, norm_eps=config["norm_eps"])
     check_flag(learned_positions=config["learned_positions"])
-    for name in sizes:
-        if config[name] < 1:
-            raise ValueError(f"{name} must be 1 or more, got {config[name]}")
     for name, part in (("dim", "heads"), ("heads", "kv_heads")):
         if config[name] % config[part]:
             raise ValueError(f"{name} must be a multiple of {part}, got {config[name]} and {config[part]}")
     condition, classes = config["condition_tokens"], config["num_classes"]
-    if condition < 0 or classes < 0 or (condition and classes):
+    if condition and classes:
         raise ValueError(
-            "condition_tokens and num_classes must be 0 or more, and not both above 0 (the network is conditioned on a "
-            f"class or on frames), got {condition} and {classes}"
+            "condition_tokens and num_classes must not both be above 0 (the network is conditioned on a class or on "
+            f"frames), got {condition} and {classes}"
         )
-    if config["norm_eps"] <= 0:
-        raise ValueError(f"norm_eps must be above 0, got {config['norm_eps']}")
     for name in rates:
         if not 0 <= config[name] < 1:
             raise ValueError(f"{name} must lie in [0, 1), got {config[name]}")

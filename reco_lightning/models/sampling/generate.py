@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from reco_lightning.models.sampling.token_sampling import check_sampling, per_sample_uniforms, sample_token
+from reco_lightning.models.sampling.token_sampling import VideoSamplingOptions, per_sample_uniforms
 from reco_lightning.models.transformer import KeyValueCache
 from reco_lightning.support.argument_checks import check_flag, check_int, check_int_sequence, check_tensor
 
@@ -29,19 +29,12 @@ def generate(
     *,
     condition: int | torch.Tensor | None = None,
     first_tokens: torch.Tensor | None = None,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    cfg_scale: float = 1.0,
-    seed: int = 0,
     indices: Sequence[int] | None = None,
-    length: int | None = None,
-    window_blocks: int | None = None,
-    context_blocks: int | None = None,
     batch_size: int = 16,
     cache: bool = True,
     compile: bool | str | Callable[..., Any] = False,
     progress: Callable[[int, int], None] | None = None,
+    **sampling: Any,
 ) -> torch.Tensor:
     """Samples videos' tokens.
 
@@ -60,24 +53,14 @@ def generate(
             frames, (n, C) int64, for a network with ``condition_tokens`` = C; ``None`` is unconditional.
         first_tokens: Tokens to continue from, as those of first frames, (n, m) int64 with 0 < m < N; needed where the
             network has no start token.
-        temperature: As in ``sample_token``.
-        top_k: As in ``sample_token``.
-        top_p: As in ``sample_token``.
-        cfg_scale: Classifier-free guidance, 0 or more: logits are u + cfg_scale * (c - u), of c with the class and u
-            with "no class", both from one pass over twice the rows. 1 is the plain network, in one pass over the rows.
-        seed: Seed of the draws. Each video draws numbers of its own from the seed and its index, so the same seed
-            gives the same videos, up to rounding in the network: with a cache or without, for every ``batch_size``,
-            and however the videos are dealt out to processes.
         indices: Indices of the n videos in the whole set; ``None`` is 0 to n - 1.
-        length: Frame blocks of a video, 1 or more; ``None`` is the trained length K, all of the network's N tokens.
-        window_blocks: Blocks that the network sees at once, 1 to K; ``None`` is K.
-        context_blocks: Blocks that a full window hands on, 1 to ``window_blocks`` - 1; ``None`` is ``window_blocks`` -
-            1, which forgets least: the context slides on by one block at a time.
         batch_size: Videos sampled side by side, 1 or more.
         cache: Whether to keep keys and values (fast) or run the whole window for each token.
         compile: Compiles the step of one token: ``True`` by inductor (with CUDA graphs on CUDA), else the backend for
             ``torch.compile``. All shapes stay the same, so that there is one graph; the last batch is filled up.
         progress: Called with tokens done and in all.
+        sampling: The fields of `VideoSamplingOptions` by name: ``temperature``, ``top_k``, ``top_p``, ``cfg_scale``,
+            ``seed``, ``length``, ``window_blocks``, ``context_blocks``.
 
     Returns:
         Token ids, (n, N) int64, or (n, length * h * w), on the network's device; without the ids of a condition.
@@ -92,24 +75,20 @@ def generate(
         (torch.Size([3, 8]), torch.Size([3, 28]))
     """
     network: Any = model.network if isinstance(model, pl.LightningModule) else model
-    check_sampling(temperature=temperature, top_k=top_k, top_p=top_p, cfg_scale=cfg_scale, seed=seed)
-    check_int(n=n, batch_size=batch_size)
-    check_int(length=length, window_blocks=window_blocks, context_blocks=context_blocks, or_none=True)
+    options = VideoSamplingOptions(**sampling)
+    check_int(at_least=1, n=n, batch_size=batch_size)
     if isinstance(indices, torch.Tensor):
         indices = indices.tolist()
     check_int_sequence(indices=indices, or_none=True)
     check_flag(cache=cache)
-    for name, value in (("n", n), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be 1 or more, got {value}")
     if not isinstance(compile, (bool, str)) and not callable(compile):
         raise ValueError(f"compile must be True, False or a backend of torch.compile, got {compile!r}")
     if not hasattr(network, "num_tokens"):
         raise ValueError(f"model must be a network or a LightningModule with one, got a {type(network).__name__}")
     if compile and not cache:
         raise ValueError("compile needs cache=True: without a cache every token has a shape of its own")
-    labels, given = _condition(network, condition, n, cfg_scale)
-    total, window, kept = _lengths(network, network.num_tokens - given.shape[1], length, window_blocks, context_blocks)
+    labels, given = _condition(network, condition, n, options.cfg_scale)
+    total, window, kept = _lengths(network, network.num_tokens - given.shape[1], options)
     first_tokens = _first_tokens(network, first_tokens, n, given.shape[1], total)
     own = range(n) if indices is None else [int(index) for index in indices]
     if len(own) != n:
@@ -117,7 +96,7 @@ def generate(
     device = next(network.parameters()).device
     begun = first_tokens.shape[1]
     done, videos = 0, []
-    guided = cfg_scale != 1
+    guided = options.cfg_scale != 1
     memory: KeyValueCache | None = None
     step = _compiled_step(compile, device) if compile else None
     modes = [(module, module.training) for module in network.modules()]
@@ -128,7 +107,7 @@ def generate(
             count = len(rows)
             if compile:
                 rows += rows[-1:] * (min(batch_size, n) - count)
-            uniform = per_sample_uniforms(seed, [own[row] for row in rows], total - begun)  # (total - m, B)
+            uniform = per_sample_uniforms(options.seed, [own[row] for row in rows], total - begun)  # (total - m, B)
             if device.type != "mps":  # which has no float64
                 uniform = uniform.to(device)
             tokens = torch.empty(len(rows), total, dtype=torch.long, device=device)
@@ -136,16 +115,14 @@ def generate(
             if cache and (memory is None or memory.keys[0].shape[0] != len(rows) * (1 + guided)):
                 memory = _set_aside(network, len(rows) * (1 + guided), compile)
             own_labels = None if labels is None else labels[rows].to(device)
-            run = _Run(network, given[rows].to(device), own_labels, cfg_scale, memory, step)
+            run = _Run(network, given[rows].to(device), own_labels, options.cfg_scale, memory, step)
             for place in range(begun, total):
                 start = window_start(place, window, kept)
                 if place == begun or start != window_start(place - 1, window, kept):
                     logits = run.begin(tokens[:, start:place])
                 else:
                     logits = run.go_on(tokens[:, start:place])
-                tokens[:, place] = sample_token(
-                    logits, temperature=temperature, top_k=top_k, top_p=top_p, uniform=uniform[place - begun]
-                )
+                tokens[:, place] = options.draw(logits, uniform[place - begun])
                 done += count
                 if progress is not None:
                     progress(done, n * (total - begun))
@@ -291,10 +268,9 @@ def _labels(network: Any, condition: int | torch.Tensor | None, n: int) -> torch
     return labels.long()
 
 
-def _lengths(
-    network: Any, trained: int, length: int | None, window_blocks: int | None, context_blocks: int | None
-) -> tuple[int, int, int]:
+def _lengths(network: Any, trained: int, options: VideoSamplingOptions) -> tuple[int, int, int]:
     """Tokens of a video, of a window, and of what a window shares with the one before."""
+    length, window_blocks, context_blocks = options.length, options.window_blocks, options.context_blocks
     if length is None and window_blocks is None and context_blocks is None:
         return trained, trained, 0
     grid: Sequence[int] = getattr(network, "grid", ())
@@ -306,13 +282,11 @@ def _lengths(
     blocks, block = grid[0], grid[1] * grid[2]
     length = blocks if length is None else length
     window = blocks if window_blocks is None else window_blocks
-    if length < 1:
-        raise ValueError(f"length must be 1 frame block or more, or None for the network's {blocks}, got {length}")
-    if not 1 <= window <= blocks:
+    if window > blocks:
         raise ValueError(f"window_blocks must be 1 to the network's {blocks}, or None for {blocks}, got {window}")
     if length > window == 1:
         raise ValueError(f"length must be 1 for a window of a single frame block, which has no context, got {length}")
-    if context_blocks is not None and not 1 <= context_blocks < window:
+    if context_blocks is not None and context_blocks >= window:
         raise ValueError(
             f"context_blocks must be 1 to {window - 1}, fewer than the {window} frame blocks of a window, or None for "
             f"{window - 1}, got {context_blocks}"

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 
 from reco_lightning.support.argument_checks import check_finite, check_int
 
-__all__ = ["check_sampling", "per_sample_uniforms", "sample_token"]
+__all__ = ["SamplingOptions", "VideoSamplingOptions", "per_sample_uniforms", "sample_token"]
 
 
 def per_sample_uniforms(seed: int, indices: Iterable[int], count: int) -> torch.Tensor:
@@ -38,49 +39,79 @@ def per_sample_uniforms(seed: int, indices: Iterable[int], count: int) -> torch.
     return torch.stack(rows, dim=1)
 
 
-def check_sampling(
-    *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    cfg_scale: float = 1.0,
-    seed: int = 0,
-    **blocks: int | None,
-) -> None:
-    """Refuses options of sampling that no network can take; what depends on the network is left to `generate`.
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """How tokens are drawn.
 
     Args:
-        temperature: 0 or more.
-        top_k: 1 or more, or None.
-        top_p: In (0, 1], or None.
-        cfg_scale: 0 or more.
-        seed: Any whole number.
-        blocks: Lengths in frame blocks by name, each 1 or more, or None.
+        temperature: 0 or more; 0 takes the likeliest token, below 1 sharpens the distribution.
+        top_k: Draws from the k likeliest tokens only, 1 or more; ``None`` is all.
+        top_p: Draws from the likeliest tokens that together reach this probability only, in (0, 1]; ``None`` is all.
+        cfg_scale: Classifier-free guidance, 0 or more: logits are u + cfg_scale * (c - u), of c with the condition
+            and u without it, both from one pass over twice the rows. 1 is the plain network, in one pass over the rows.
+        seed: Seed of the draws. Each video draws numbers of its own from the seed and its index: it is the same, up to
+            rounding in the network, in any batch and on any process.
 
     Raises:
-        ValueError: One is of another kind, or out of its range.
+        ValueError: If a value is of another kind, or out of its range.
 
     Example:
-        >>> check_sampling(top_p=0.9, length=None)
-        >>> check_sampling(top_p=90)
+        >>> SamplingOptions(top_p=90)
         Traceback (most recent call last):
         ValueError: top_p must lie in (0, 1], or be None for all tokens, got 90
     """
-    check_finite(temperature=temperature, cfg_scale=cfg_scale)
-    check_finite(top_p=top_p, or_none=True)
-    check_int(seed=seed)
-    check_int(top_k=top_k, or_none=True, **blocks)
-    if temperature < 0:
-        raise ValueError(f"temperature must be 0 or more, got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be 1 or more, or None for all tokens, got {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p must lie in (0, 1], or be None for all tokens, got {top_p}")
-    if cfg_scale < 0:
-        raise ValueError(f"cfg_scale must be 0 or more, got {cfg_scale}")
-    for name, value in blocks.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be 1 frame block or more, or None, got {value}")
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    cfg_scale: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_finite(at_least=0, temperature=self.temperature, cfg_scale=self.cfg_scale)
+        check_int(at_least=1, or_none=True, top_k=self.top_k)
+        check_finite(or_none=True, top_p=self.top_p)
+        check_int(seed=self.seed)
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], or be None for all tokens, got {self.top_p}")
+
+    def draw(self, logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+        """Draws one token a sample, as `sample_token` does, from logits (B, V) and numbers (B,) in [0, 1)."""
+        return sample_token(logits, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, uniform=uniform)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoSamplingOptions(SamplingOptions):
+    """How the tokens of a video are drawn, and how many frame blocks of it the network sees.
+
+    Args:
+        length: Frame blocks of a video, 1 or more, also more than the network was trained on; ``None`` is the trained
+            length K.
+        window_blocks: Frame blocks that the network sees at once, 1 to K; ``None`` is K. 2 for a model of Fewer-Frames.
+        context_blocks: Frame blocks that a full window hands on to the next one, 1 to ``window_blocks`` - 1; ``None``
+            is ``window_blocks`` - 1, which forgets least: the context slides on by one block at a time.
+
+    Raises:
+        ValueError: If a value is of another kind, or out of its range.
+
+    Example:
+        >>> VideoSamplingOptions(temperature=0.9, length=8).window_blocks is None
+        True
+    """
+
+    length: int | None = None
+    window_blocks: int | None = None
+    context_blocks: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_int(
+            at_least=1,
+            or_none=True,
+            length=self.length,
+            window_blocks=self.window_blocks,
+            context_blocks=self.context_blocks,
+        )
 
 
 def sample_token(

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from reco_lightning.data.tokens.caption_ids import caption_ids, check_captions, load_text_tokenizer
-from reco_lightning.models.sampling.token_sampling import check_sampling, per_sample_uniforms, sample_token
+from reco_lightning.models.sampling.token_sampling import SamplingOptions, per_sample_uniforms
 from reco_lightning.models.text_video.network import TextVideoNetwork
 from reco_lightning.support.argument_checks import check_int, check_int_sequence
 
@@ -24,14 +24,10 @@ def generate_from_text(
     captions: Sequence[str] | torch.Tensor,
     *,
     tokenizer: Any = None,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    cfg_scale: float = 1.0,
-    seed: int = 0,
     indices: Sequence[int] | None = None,
     batch_size: int = 16,
     progress: Callable[[int, int], None] | None = None,
+    **sampling: Any,
 ) -> torch.Tensor:
     """Samples one video for each caption.
 
@@ -42,16 +38,11 @@ def generate_from_text(
         captions: n texts, or their ids, (n, C) int64 with -1 for padding, as `caption_ids` makes them. An empty text
             is a caption; ids that are all padding are none.
         tokenizer: For texts: the text tokenizer, or its folder.
-        temperature: As in ``sample_token``.
-        top_k: As in ``sample_token``.
-        top_p: As in ``sample_token``.
-        cfg_scale: Classifier-free guidance, 0 or more: logits are u + cfg_scale * (c - u), of c behind the caption and
-            u behind none, both from one pass over twice the rows. 1 is the plain network, in one pass over the rows.
-        seed: Seed of the draws. Each video draws numbers of its own from the seed and its index, so it is the same,
-            up to rounding in the network, in any batch and on any process.
         indices: Indices of the n videos in the whole set; ``None`` is 0 to n - 1.
         batch_size: Videos sampled side by side, 1 or more.
         progress: Called with tokens done and in all.
+        sampling: The fields of `SamplingOptions` by name: ``temperature``, ``top_k``, ``top_p``, ``cfg_scale``,
+            ``seed``.
 
     Returns:
         Ids counted from 0, (n, N) int64, on the network's device.
@@ -69,16 +60,14 @@ def generate_from_text(
         torch.Size([2, 4])
     """
     network: Any = model.network if isinstance(model, pl.LightningModule) else model
-    check_sampling(temperature=temperature, top_k=top_k, top_p=top_p, cfg_scale=cfg_scale, seed=seed)
-    check_int(batch_size=batch_size)
+    options = SamplingOptions(**sampling)
+    check_int(at_least=1, batch_size=batch_size)
     check_int_sequence(indices=indices, or_none=True)
     if not isinstance(network, TextVideoNetwork) or network.language_model is None:
         unbuilt = ", which is not built: call build()" if isinstance(network, TextVideoNetwork) else ""
         raise ValueError(
             f"model must be a TextVideoNetwork, or a TextVideoModel with one, got a {type(network).__name__}{unbuilt}"
         )
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
     given = _ids(captions, tokenizer, network.text_ids)
     own = list(range(len(given)) if indices is None else indices)
     if len(own) != len(given):
@@ -90,15 +79,13 @@ def generate_from_text(
     try:
         for begin in range(0, len(given), batch_size):
             rows = slice(begin, begin + batch_size)
-            uniform = per_sample_uniforms(seed, own[rows], network.num_tokens)  # (N, B)
+            uniform = per_sample_uniforms(options.seed, own[rows], network.num_tokens)  # (N, B)
             if device.type != "mps":  # which has no float64
                 uniform = uniform.to(device)
-            run = _Run(network, given[rows].to(device), cfg_scale)
+            run = _Run(network, given[rows].to(device), options.cfg_scale)
             tokens = torch.empty(len(given[rows]), 0, dtype=torch.long, device=device)
             for draws in uniform:
-                token = sample_token(
-                    run.logits(tokens), temperature=temperature, top_k=top_k, top_p=top_p, uniform=draws
-                )
+                token = options.draw(run.logits(tokens), draws)
                 tokens = torch.cat([tokens, token[:, None]], dim=1)  # (B, m + 1)
                 if progress is not None:
                     progress(begin * network.num_tokens + tokens.numel(), len(given) * network.num_tokens)

@@ -64,20 +64,16 @@ class TextVideoModel(pl.LightningModule):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        check_finite(learning_rate=learning_rate, weight_decay=weight_decay, caption_dropout=caption_dropout)
-        check_int(warmup_steps=warmup_steps)
+        check_finite(above=0, learning_rate=learning_rate)
+        check_finite(caption_dropout=caption_dropout)
+        check_finite(at_least=0, weight_decay=weight_decay)
+        check_int(at_least=0, warmup_steps=warmup_steps)
         check_betas(betas=betas)
         check_flag(gradient_checkpointing=gradient_checkpointing)
         if not isinstance(network, (TextVideoNetwork, Mapping)):
             raise ValueError(
                 f"network must be a TextVideoNetwork or the arguments of one, got a {type(network).__name__}"
             )
-        if learning_rate <= 0:
-            raise ValueError(f"learning_rate must be above 0, got {learning_rate}")
-        if weight_decay < 0:
-            raise ValueError(f"weight_decay must be 0 or more, got {weight_decay}")
-        if warmup_steps < 0:
-            raise ValueError(f"warmup_steps must be 0 or more, got {warmup_steps}")
         if not 0 <= caption_dropout < 1:
             raise ValueError(f"caption_dropout must lie in [0, 1), got {caption_dropout}")
         self.save_hyperparameters(ignore=["network"])

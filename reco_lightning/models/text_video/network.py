@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from reco_lightning.support.argument_checks import check_int, check_int_sequence, check_path
+from reco_lightning.support.argument_checks import check_int, check_path, check_video_grid
 from reco_lightning.support.transformers_cache import CACHE_ARGUMENTS, describe_module, find_cache_argument
 
 __all__ = ["TextVideoNetwork", "rows_like"]
@@ -80,13 +80,9 @@ class TextVideoNetwork(nn.Module):
         architecture: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        check_int(vocab_size=vocab_size)
-        check_int_sequence(grid=grid)
+        check_int(at_least=1, vocab_size=vocab_size)
+        check_video_grid(grid=grid)
         check_path(pretrained=pretrained, or_none=True)
-        if vocab_size < 1:
-            raise ValueError(f"vocab_size must be 1 or more video ids, got {vocab_size}")
-        if len(grid) != 3 or min(grid) < 1:
-            raise ValueError(f"grid must be three numbers (t, h, w) of 1 or more, got {tuple(grid)}")
         if pretrained is None and architecture is None:
             raise ValueError("give pretrained, a folder to begin from, or architecture, for fresh weights; got neither")
         if not isinstance(architecture, Mapping | None):
@@ -100,9 +96,7 @@ class TextVideoNetwork(nn.Module):
             )
         if not isinstance(architecture["model_type"], str):
             raise ValueError(f"architecture must hold a model_type such as 'llama', got {architecture['model_type']!r}")
-        check_int(**{"architecture['vocab_size']": architecture["vocab_size"]})
-        if architecture["vocab_size"] < 1:
-            raise ValueError(f"architecture['vocab_size'] must be 1 or more, got {architecture['vocab_size']}")
+        check_int(at_least=1, **{"architecture['vocab_size']": architecture["vocab_size"]})
         self.architecture = architecture
         self.vocab_size, self.grid = vocab_size, tuple(grid)
         self.num_tokens = grid[0] * grid[1] * grid[2]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Container, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from reco_lightning.metrics.position_loss import PositionLoss
 from reco_lightning.metrics.protocols import fvd_protocol
 from reco_lightning.models.sampling.decoding import decode_videos
 from reco_lightning.models.sampling.generate import generate
-from reco_lightning.models.sampling.token_sampling import check_sampling
+from reco_lightning.models.sampling.token_sampling import VideoSamplingOptions
 from reco_lightning.models.text_video.generate import generate_from_text
 from reco_lightning.models.text_video.lightning_module import TextVideoModel
 from reco_lightning.models.video_model import VideoModel
@@ -70,17 +70,10 @@ class EvaluateVideos(pl.Callback):
         clip: Folder of a CLIP model of transformers, for shards with captions; ``None`` measures no CLIP score.
         flow: Whether to measure optical flow and the distance by groups of motion, which needs OpenCV.
         first_blocks: True frame blocks that every generated video continues, 0 or more. For a `TextVideoModel` it and
-            the last three stay as they are.
-        temperature: As in ``generate``, like all that follows.
-        top_k: As in ``generate``.
-        top_p: As in ``generate``.
-        cfg_scale: As in ``generate``.
-        seed: As in ``generate``.
-        window_blocks: As in ``generate``: what a model of Fewer-Frames sees at once.
-        length: Frame blocks of every generated video; ``None`` is the model's. Real clips are then read over as many
+            ``length``, ``window_blocks`` and ``context_blocks`` stay as they are.
+        sampling: The fields of `VideoSamplingOptions` by name. With a ``length``, real clips are read over as many
             frames from their start on; those whose video ends earlier are left out, and the next ones taken. The
             Fréchet video distance is then of all frames, whatever number the protocol has.
-        context_blocks: As in ``generate``, and for the decoder alike.
 
     Raises:
         ValueError: If an argument is out of its range, or there is a ``length`` without ``videos``.
@@ -102,39 +95,17 @@ class EvaluateVideos(pl.Callback):
         clip: str | None = None,
         flow: bool = True,
         first_blocks: int = 0,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        cfg_scale: float = 1.0,
-        seed: int = 0,
-        window_blocks: int | None = None,
-        length: int | None = None,
-        context_blocks: int | None = None,
+        **sampling: Any,
     ) -> None:
         check_path(tokenizer=tokenizer, output=output)
         check_path(videos=videos, extractor=extractor, clip=clip, or_none=True)
-        check_int(n=n, or_none=True)
-        check_int(first_blocks=first_blocks)
+        check_int(at_least=2, or_none=True, n=n)
+        check_int(at_least=0, first_blocks=first_blocks)
         check_flag(flow=flow)
         fvd_protocol(protocol)
-        self.options: dict[str, Any] = {
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "cfg_scale": cfg_scale,
-            "seed": seed,
-        }
-        self.blocks: dict[str, Any] = {
-            "length": length,
-            "window_blocks": window_blocks,
-            "context_blocks": context_blocks,
-        }
-        check_sampling(**self.options, **self.blocks)
-        if n is not None and n < 2:
-            raise ValueError(f"n must be 2 clips or more, or None for all, got {n}")
-        if first_blocks < 0:
-            raise ValueError(f"first_blocks must be 0 or more, got {first_blocks}")
-        if length is not None and videos is None:
+        self.options = asdict(VideoSamplingOptions(**sampling))
+        self.blocks = {name: self.options.pop(name) for name in ("length", "window_blocks", "context_blocks")}
+        if (length := self.blocks["length"]) is not None and videos is None:
             raise ValueError(
                 f"videos must be the folder of the video files where length is given, got None with length={length}: "
                 "the shards' clips have one length alone"

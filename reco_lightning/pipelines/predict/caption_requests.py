@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from typing_extensions import override
 
 from reco_lightning.data.index.text_lines import read_lines
 from reco_lightning.data.tokens.caption_ids import caption_ids, load_text_tokenizer, trim_captions
-from reco_lightning.models.sampling.token_sampling import check_sampling
+from reco_lightning.models.sampling.token_sampling import SamplingOptions
 from reco_lightning.support.argument_checks import check_int, check_path
 
 __all__ = ["CaptionRequests"]
@@ -27,12 +28,8 @@ class CaptionRequests(pl.LightningDataModule):
         text_tokenizer: Folder of the text tokenizer of the training.
         max_caption_tokens: As in the training; longer captions lose their end.
         videos_per_caption: Videos for each caption, 1 or more; line i is of the videos i n to i n + n - 1.
-        temperature: As in ``generate_from_text``, like all that follows.
-        top_k: As in ``generate_from_text``.
-        top_p: As in ``generate_from_text``.
-        cfg_scale: As in ``generate_from_text``.
-        seed: As in ``generate_from_text``.
         batch_size: Videos sampled side by side in a process, 1 or more.
+        sampling: The fields of `SamplingOptions` by name.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -49,35 +46,22 @@ class CaptionRequests(pl.LightningDataModule):
         text_tokenizer: str,
         max_caption_tokens: int = 64,
         videos_per_caption: int = 1,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        cfg_scale: float = 1.0,
-        seed: int = 0,
         batch_size: int = 16,
+        **sampling: Any,
     ) -> None:
         super().__init__()
         check_path(captions=captions, text_tokenizer=text_tokenizer)
-        check_int(max_caption_tokens=max_caption_tokens, videos_per_caption=videos_per_caption, batch_size=batch_size)
-        check_sampling(temperature=temperature, top_k=top_k, top_p=top_p, cfg_scale=cfg_scale, seed=seed)
-        for name, value in (
-            ("max_caption_tokens", max_caption_tokens),
-            ("videos_per_caption", videos_per_caption),
-            ("batch_size", batch_size),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be 1 or more, got {value}")
+        check_int(
+            at_least=1,
+            max_caption_tokens=max_caption_tokens,
+            videos_per_caption=videos_per_caption,
+            batch_size=batch_size,
+        )
         self.captions, self.text_tokenizer = captions, text_tokenizer
         self.max_caption_tokens, self.videos_per_caption = max_caption_tokens, videos_per_caption
         self.batch_size = batch_size
-        self.options: dict[str, Any] = {
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "cfg_scale": cfg_scale,
-            "seed": seed,
-            "context_blocks": None,  # what VideoWriter decodes by
-        }
+        options = SamplingOptions(**sampling)  # in a line of its own: jsonargparse reads the options' names off it
+        self.options = {**asdict(options), "context_blocks": None}  # VideoWriter decodes by context_blocks
 
     @override
     def setup(self, stage: str) -> None:

@@ -8,6 +8,7 @@ of processes and any batch size give the same set.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -18,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from reco_lightning.models.sampling.token_sampling import check_sampling
+from reco_lightning.models.sampling.token_sampling import VideoSamplingOptions
 from reco_lightning.support.argument_checks import check_int, check_int_sequence, check_path
 
 __all__ = ["GenerationRequests"]
@@ -34,15 +35,8 @@ class GenerationRequests(pl.LightningDataModule):
             ``condition_tokens``; not together with ``labels``.
         first_tokens: Path of an ``.npy`` file of ids to continue, (n, m) or (n, blocks, h, w), such as those of first
             frames.
-        temperature: As in ``generate``, like all that follows.
-        top_k: As in ``generate``.
-        top_p: As in ``generate``.
-        cfg_scale: As in ``generate``.
-        seed: As in ``generate``.
-        length: As in ``generate``.
-        window_blocks: As in ``generate``.
-        context_blocks: As in ``generate``.
         batch_size: Videos sampled side by side in a process, 1 or more.
+        sampling: The fields of `VideoSamplingOptions` by name.
 
     Raises:
         ValueError: If an argument is out of its range, or the file holds no ids for n videos.
@@ -60,40 +54,20 @@ class GenerationRequests(pl.LightningDataModule):
         labels: Sequence[int] | None = None,
         prefix: str | None = None,
         first_tokens: str | None = None,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        cfg_scale: float = 1.0,
-        seed: int = 0,
-        length: int | None = None,
-        window_blocks: int | None = None,
-        context_blocks: int | None = None,
         batch_size: int = 16,
+        **sampling: Any,
     ) -> None:
         super().__init__()
-        check_int(n=n, batch_size=batch_size)
+        check_int(at_least=1, n=n, batch_size=batch_size)
         check_int_sequence(labels=labels, or_none=True)
         check_path(prefix=prefix, first_tokens=first_tokens, or_none=True)
-        for name, value in (("n", n), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"{name} must be 1 or more, got {value}")
         if labels is not None and not len(labels):
             raise ValueError(f"labels must hold a class or more, or be None, got {labels!r}")
         if labels is not None and min(labels) < 0:
             raise ValueError(f"labels must be 0 or more, got {labels!r}")
         if labels is not None and prefix is not None:
             raise ValueError(f"prefix must be None where labels are given, got {prefix!r}; a network takes one of them")
-        self.options: dict[str, Any] = {
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "cfg_scale": cfg_scale,
-            "seed": seed,
-            "length": length,
-            "window_blocks": window_blocks,
-            "context_blocks": context_blocks,
-        }
-        check_sampling(**self.options)
+        self.options = asdict(VideoSamplingOptions(**sampling))
         self.n, self.batch_size = n, batch_size
         self.labels = None if labels is None else torch.tensor(list(labels))
         self.prefix = None if prefix is None else _read_ids("prefix", prefix, n)

@@ -106,18 +106,14 @@ def tokenize_folder(
     """
     check_path(videos=videos, output=output)
     check_path(captions=captions, index=index, or_none=True)
-    check_int(frames=frames, stride=stride, batch_size=batch_size, num_workers=num_workers, devices=devices)
-    check_int(shard_size=shard_size)
-    check_int(clip_step=clip_step, or_none=True)
+    check_int(devices=devices)
+    check_int(at_least=1, frames=frames, stride=stride, batch_size=batch_size, shard_size=shard_size)
+    check_int(at_least=1, or_none=True, clip_step=clip_step)
+    check_int(at_least=0, num_workers=num_workers)
     check_flag(overwrite=overwrite, progress=progress)
-    if num_workers < 0:
-        raise ValueError(f"num_workers must be 0 or more, got {num_workers}")
     if not isinstance(strategy, Strategy) and strategy not in (known := ["auto", *StrategyRegistry]):
         raise ValueError(f"strategy must be one of Lightning's, {', '.join(known)}, got {strategy!r}")
     fit_size(1, 1, size=size, resize=resize)  # checks both
-    for argument, value in (("batch_size", batch_size), ("shard_size", shard_size)):
-        if value < 1:
-            raise ValueError(f"{argument} must be at least 1, got {value}")
     placement = _placement(pick_device(device), devices)
     kept = Path(output, _UNFINISHED)
     first = getattr(rank_zero_only, "rank", 0) == 0  # the other processes use what the first one begins

@@ -84,12 +84,13 @@ class LARPConfig:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            check = {"int": check_int, "float": check_finite, "bool": check_flag}.get(str(field.type))
-            if check is not None:
-                check(**{field.name: getattr(self, field.name)})
-        for field in fields(self):
-            if field.type == "int" and getattr(self, field.name) < 1:
-                raise ValueError(f"{field.name} must be 1 or more, got {getattr(self, field.name)}")
+            value = {field.name: getattr(self, field.name)}
+            if field.type == "int":
+                check_int(at_least=1, **value)
+            elif field.type == "float":
+                check_finite(**value)
+            elif field.type == "bool":
+                check_flag(**value)
         for name, size, part in (
             ("input_size", self.input_size, self.patch_size),
             ("frame_num", self.frame_num, self.temporal_patch_size),

@@ -105,10 +105,8 @@ class OmniTokenizerConfig:
             "temporal_patch_size",
             "twod_window_size",
         ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.temporal_depth < 0:
-            raise ValueError(f"temporal_depth must be at least 0, got {self.temporal_depth}")
+            check_int(at_least=1, **{name: getattr(self, name)})
+        check_int(at_least=0, temporal_depth=self.temporal_depth)
         for name in ("enc_block", "dec_block"):
             if not isinstance(getattr(self, name), str) or set(getattr(self, name)) - {"t", "w"}:
                 raise ValueError(

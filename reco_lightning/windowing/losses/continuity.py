@@ -13,7 +13,13 @@ from typing import Literal, get_args
 
 import torch
 
-from reco_lightning.support.argument_checks import check_finite, check_flag, check_tensor
+from reco_lightning.support.argument_checks import (
+    check_choice,
+    check_finite,
+    check_flag,
+    check_int,
+    check_tensor,
+)
 
 __all__ = ["Continuity", "ContinuityNorm", "ContinuitySchedule", "continuity_loss", "gradient_norm"]
 
@@ -48,18 +54,11 @@ class Continuity:
     balanced: bool = False
 
     def __post_init__(self) -> None:
-        check_finite(continuity_weight=self.weight)
+        check_finite(at_least=0, continuity_weight=self.weight)
         check_flag(continuity_balanced=self.balanced)
-        if self.weight < 0:
-            raise ValueError(f"continuity_weight must be a finite number of 0 or more, got {self.weight!r}")
-        for name, value, allowed in (
-            ("continuity_norm", self.norm, get_args(ContinuityNorm)),
-            ("continuity_schedule", self.schedule, get_args(ContinuitySchedule)),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-        if isinstance(self.lag, bool) or not isinstance(self.lag, int) or self.lag < 1:
-            raise ValueError(f"continuity_lag must be a whole number of tokens, 1 or more, got {self.lag!r}")
+        check_choice(get_args(ContinuityNorm), continuity_norm=self.norm)
+        check_choice(get_args(ContinuitySchedule), continuity_schedule=self.schedule)
+        check_int(at_least=1, continuity_lag=self.lag)
 
     def at(self, progress: float) -> float:
         """The weight when a share of the training is done.
@@ -121,9 +120,9 @@ def continuity_loss(hidden: torch.Tensor, *, norm: ContinuityNorm = "mean", lag:
     check_tensor(hidden=hidden)
     if hidden.ndim != 3:
         raise ValueError(f"hidden must have the shape (B, W, D), got {tuple(hidden.shape)}")
-    if norm not in get_args(ContinuityNorm):
-        raise ValueError(f"norm must be 'mean' or 'sum', got {norm!r}")
-    if isinstance(lag, bool) or not isinstance(lag, int) or not 1 <= lag < hidden.shape[1]:
+    check_choice(get_args(ContinuityNorm), norm=norm)
+    check_int(at_least=1, lag=lag)
+    if lag >= hidden.shape[1]:
         raise ValueError(f"lag must be a whole number of tokens from 1 to W - 1 = {hidden.shape[1] - 1}, got {lag!r}")
     states = hidden if hidden.dtype == torch.float64 else hidden.float()
     squared = (states[:, lag:] - states[:, :-lag]).square()

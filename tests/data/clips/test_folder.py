@@ -116,9 +116,9 @@ def test_a_folder_without_a_usable_video_is_an_error(tmp_path, root):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"frames": 0}, "frames must be at least 1, got 0"),
-        ({"stride": 0}, "stride must be at least 1, got 0"),
-        ({"clip_step": 0}, "clip_step must be at least 1, got 0"),
+        ({"frames": 0}, "frames must be a whole number of 1 or more, got 0"),
+        ({"stride": 0}, "stride must be a whole number of 1 or more, got 0"),
+        ({"clip_step": 0}, "clip_step must be a whole number of 1 or more or None, got 0"),
         ({"size": -1}, "size must be a positive side"),
         ({"resize": "stretch"}, "resize must be one of"),
         ({"on_error": "ignore"}, "on_error must be one of .* got 'ignore'"),

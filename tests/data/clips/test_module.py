@@ -120,8 +120,8 @@ def test_order_is_a_function_of_seed_and_epoch_and_is_resumed(root):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"num_workers": -1}, "num_workers must be at least 0, got -1"),
+        ({"batch_size": 0}, "batch_size must be a whole number of 1 or more, got 0"),
+        ({"num_workers": -1}, "num_workers must be a whole number of 0 or more, got -1"),
         ({"val_fraction": 1.0}, "val_fraction must be at least 0 and below 1, got 1.0"),
     ],
 )

@@ -141,7 +141,7 @@ def test_long_listings_are_cut(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layout": "kinetics"}, r"layout must be one of \['folders', 'frames', .*\], got 'kinetics'"),
+        ({"layout": "kinetics"}, "layout must be one of 'folders', 'frames', .*, got 'kinetics'"),
         ({"layout": "list"}, r"index must be given for layout='list', got None"),
         ({"layout": "manifest"}, r"index must be given for layout='manifest', got None"),
         ({"layout": "sky", "index": "a"}, r"index must be left out for layout='sky', got 'a'"),

@@ -252,7 +252,7 @@ def test_a_state_of_another_loader_is_refused(now, message):
 
 
 def test_argument_errors():
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="batch_size must be a whole number of 1 or more, got 0"):
         make(batch_size=0)
     for wrong in (0, 0.0, 1.5):
         with pytest.raises(ValueError, match=f"epoch_batches must be a number from 1 or a share .*, got {wrong}"):

@@ -110,12 +110,12 @@ def test_requests_without_lines_are_refused(text, what, tmp_path, words):
 
 @pytest.mark.parametrize("name", ["max_caption_tokens", "videos_per_caption", "batch_size"])
 def test_bad_requests_are_refused(name):
-    with pytest.raises(ValueError, match=f"{name} must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match=f"{name} must be a whole number of 1 or more, got 0"):
         CaptionRequests("captions.txt", text_tokenizer="words", **{name: 0})
 
 
 def test_bad_arguments_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="max_caption_tokens must be 1 or more"):
+    with pytest.raises(ValueError, match="max_caption_tokens must be a whole number of 1 or more"):
         CaptionDataModule("tokens", text_tokenizer="words", max_caption_tokens=0)
     with pytest.raises(ValueError, match=r"tokenizer.json or tokenizer.model, got '.*', which holds neither"):
         load_text_tokenizer(str(tmp_path))

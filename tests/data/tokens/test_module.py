@@ -111,9 +111,9 @@ def test_the_split_does_not_depend_on_the_seed_of_the_order(folder):
 
 
 def test_argument_errors(folder):
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="batch_size must be a whole number of 1 or more, got 0"):
         TokenDataModule(folder, batch_size=0)
-    with pytest.raises(ValueError, match="num_workers must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="num_workers must be a whole number of 0 or more, got -1"):
         TokenDataModule(folder, num_workers=-1)
     with pytest.raises(ValueError, match="split must be 'source' or 'time', got 'file'"):
         TokenDataModule(folder, split="file")

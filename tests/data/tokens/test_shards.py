@@ -213,7 +213,7 @@ def test_writer_argument_errors(tmp_path):
         ValueError, match=r"grid must be three positive numbers \(t, h, w\), or one \(N,\), got \(1, 0, 2\)"
     ):
         TokenShardWriter(tmp_path, vocab_size=8, grid=(1, 0, 2))
-    with pytest.raises(ValueError, match="shard_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="shard_size must be a whole number of 1 or more, got 0"):
         TokenShardWriter(tmp_path, vocab_size=8, grid=GRID, shard_size=0)
     with pytest.raises(ValueError, match=r"vocab_size must be 1 to 2\*\*32, got 0"):
         token_dtype(0)

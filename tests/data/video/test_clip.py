@@ -185,9 +185,9 @@ def test_a_file_cut_after_the_probe_is_named(plain):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"start": -1}, "start must be at least 0, got -1"),
-        ({"frames": 0}, "frames must be at least 1, got 0"),
-        ({"stride": 0}, "stride must be at least 1, got 0"),
+        ({"start": -1}, "start must be a whole number of 0 or more, got -1"),
+        ({"frames": 0}, "frames must be a whole number of 1 or more, got 0"),
+        ({"stride": 0}, "stride must be a whole number of 1 or more, got 0"),
         ({"size": 0}, "size must be a positive side or a pair .* got 0"),
         ({"size": (4, 4, 4)}, "size must be a positive side or a pair"),
         ({"resize": "stretch"}, "resize must be one of .*squash.*, got 'stretch'"),

@@ -71,7 +71,11 @@ def test_the_command_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("tokens", "tokens must be 2 or more"), ("repeats", "repeats must be 1")]
+    ("name", "message"),
+    [
+        ("tokens", "tokens must be a whole number of 2 or more"),
+        ("repeats", "repeats must be a whole number of 1 or more"),
+    ],
 )
 def test_errors(name, message):
     with pytest.raises(ValueError, match=message):

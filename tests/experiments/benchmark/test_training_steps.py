@@ -82,7 +82,7 @@ def test_figure_has_a_bar_for_each_size_and_method(found):
         ({"sizes": ["32m"]}, "size must be one of 110m, 343m, 770m, or WIDTHxDEPTHxHEADS"),
         ({"methods": ["reco"]}, "methods must hold 'plain'"),
         ({"methods": ["plain", "fast"]}, "got plain, fast"),
-        ({"steps": 0}, "steps must be 1 or more, got 0"),
+        ({"steps": 0}, "steps must be a whole number of 1 or more, got 0"),
     ],
 )
 def test_refuses_what_cannot_be_measured(options, match, tmp_path):

@@ -224,14 +224,14 @@ def test_command_prints_both_tables(capsys):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
+        ({"batch_size": 0}, "batch_size must be a whole number of 1 or more, got 0"),
         ({"devices": 0}, "devices must be 1 or more, got 0"),
         ({"grid": (5, 0, 2)}, r"grid must be three numbers of 1 or more .*got \(5, 0, 2\)"),
         ({"grid": (1, 2, 2)}, "grid must have two frame blocks or more"),
         ({"methods": ["fast"]}, "methods must be of plain, .*, got fast"),
         ({"methods": []}, r"methods must be a list of one text or more, got \[\]"),
         ({"sizes": ["32m"], "methods": ["plain"]}, "size must be one of 110m, 343m, 770m, or WIDTHxDEPTHxHEADS"),
-        ({"rate": 0.0}, "rate must be above 0 operations per second, got 0"),
+        ({"rate": 0.0}, "rate must be a finite number above 0, got 0"),
         ({"strategy": "deepspeed"}, "strategy must be one of 'ddp', 'fsdp', got 'deepspeed'"),
         ({"kernels": "tpu"}, "kernels must be one of 'cuda', 'cpu', 'math', got 'tpu'"),
         ({"precision": "16"}, "precision must be one of '32', 'bf16', got '16'"),

@@ -140,5 +140,5 @@ def test_a_missing_package_is_named_before_anything_is_done(
 
 @pytest.mark.parametrize("name", ["seeds", "workers", "steps"])
 def test_numbers_below_one_are_named(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match=f"{name} must be a whole number of 1 or more, got 0"):
         study(**{name: 0})

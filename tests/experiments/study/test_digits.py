@@ -114,11 +114,11 @@ def test_a_fixed_number_of_clips_comes_again_in_another_order() -> None:
 
 
 def test_wrong_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match="motion must be one of slow, fast, got 'still'"):
+    with pytest.raises(ValueError, match="motion must be one of 'slow', 'fast', got 'still'"):
         MovingDigits(5, motion="still")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="blocks must be a whole number of 1 or more, got 0"):
         MovingDigits(0)
-    with pytest.raises(ValueError, match="clips must be a whole number or None, got True"):
+    with pytest.raises(ValueError, match="clips must be a whole number of 1 or more or None, got True"):
         MovingDigits(5, clips=True)
     with pytest.raises(ValueError, match="seed must be a whole number of 0 or more, got -1"):
         MovingDigits(5, seed=-1)

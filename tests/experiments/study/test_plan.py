@@ -117,7 +117,7 @@ def test_lengths_are_cut_to_what_real_clips_have() -> None:
         ({"method": "reco", "batch_size": 0}, "batch_size must be a whole number of 1 or more, got 0"),
         ({"method": "reco", "data": {"motions": "fast"}}, "data takes motion, clips and blocks, got motions"),
         ({"method": "reco", "data": {"name": "clips"}}, "data takes motion, clips and blocks, got name"),
-        ({"method": "reco", "data": {"motion": "still"}}, "motion must be one of slow, fast, got 'still'"),
+        ({"method": "reco", "data": {"motion": "still"}}, "motion must be one of 'slow', 'fast', got 'still'"),
         ({"method": "reco", "data": {"blocks": 1}}, "blocks must be a whole number of 2 or more, got 1"),
         ({"method": "reco", "lengths": [5]}, "lengths must be frame blocks, each above the 5 of training"),
     ],
@@ -138,5 +138,5 @@ def test_a_file_that_is_no_plan_is_named(tmp_path: Path) -> None:
         load_plan(written(tmp_path, {"method": "reco"}, {"method": "reco"}))
     with pytest.raises(ValueError, match="motion is a choice for digits; real clips move as they do, got 'fast'"):
         load_plan("map", "clips")
-    with pytest.raises(ValueError, match="data must be one of digits, clips, got 'films'"):
+    with pytest.raises(ValueError, match="data must be one of 'digits', 'clips', got 'films'"):
         load_plan("map", "films")  # type: ignore[arg-type]

@@ -127,7 +127,7 @@ def test_extractor_of_another_protocol(network, weights_file):
     with pytest.raises(ValueError, match=r"batch-norm epsilon 1e-05 of the protocol tats, got 0.001"):
         I3DFeatures(network, "tats")
     assert load_i3d(weights_file, "tats").network.Conv3d_1a_7x7.bn.eps == 1e-5
-    with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="batch_size must be a whole number of 1 or more, got 0"):
         I3DFeatures(network, batch_size=0)
 
 
@@ -223,7 +223,7 @@ def test_files_that_are_no_torchscript(tmp_path, weights_file):
         TorchScriptFeatures(weights_file)
     with pytest.raises(ValueError, match="which is no file"):
         TorchScriptFeatures(tmp_path / "nothing.pt")
-    with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="batch_size must be a whole number of 1 or more, got 0"):
         TorchScriptFeatures(weights_file, batch_size=0)
 
 

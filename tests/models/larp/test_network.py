@@ -397,10 +397,10 @@ def test_options_that_no_layout_has(options, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"depth": 0}, "depth must be 1 or more, got 0"),
+        ({"depth": 0}, "depth must be a whole number of 1 or more, got 0"),
         ({"heads": 3}, "dim must be a multiple of heads, got 8 and 3"),
         ({"kv_heads": 3}, "heads must be a multiple of kv_heads, got 4 and 3"),
-        ({"condition_tokens": 4, "num_classes": 3}, "not both above 0 .*, got 4 and 3"),
+        ({"condition_tokens": 4, "num_classes": 3}, "must not both be above 0 .*, got 4 and 3"),
         ({"token_dropout": 1.0}, r"token_dropout must lie in \[0, 1\), got 1.0"),
     ],
 )

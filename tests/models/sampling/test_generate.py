@@ -170,12 +170,12 @@ def test_logits_stay_as_they_are():
 @pytest.mark.parametrize(
     ("options", "arguments", "message"),
     [
-        ({}, {"n": 0}, "n must be 1 or more, got 0"),
-        ({}, {"temperature": -1.0}, r"temperature must be 0 or more, got -1\.0"),
-        ({}, {"top_k": 0}, "top_k must be 1 or more, or None for all tokens, got 0"),
+        ({}, {"n": 0}, "n must be a whole number of 1 or more, got 0"),
+        ({}, {"temperature": -1.0}, r"temperature must be a finite number of 0 or more, got -1\.0"),
+        ({}, {"top_k": 0}, "top_k must be a whole number of 1 or more or None, got 0"),
         ({}, {"top_p": 0.0}, r"top_p must lie in \(0, 1\], or be None for all tokens, got 0\.0"),
         ({}, {"top_p": 1.5}, r"top_p must lie in \(0, 1\], .* got 1\.5"),
-        ({}, {"batch_size": 0}, "batch_size must be 1 or more, got 0"),
+        ({}, {"batch_size": 0}, "batch_size must be a whole number of 1 or more, got 0"),
         ({}, {"condition": 0}, "condition was given for an unconditional network; pass None, or train one with"),
         ({"num_classes": 3}, {"condition": 3}, "condition must be a class from 0 to 2, or 2 of them, got 3"),
         ({"num_classes": 3}, {"condition": torch.tensor([0])}, "condition must be a class from 0 to 2, or 2 of them"),

@@ -269,12 +269,12 @@ def test_every_part_keeps_its_mode():
 @pytest.mark.parametrize(
     ("options", "arguments", "message"),
     [
-        ({}, {"cfg_scale": -1.0}, r"cfg_scale must be 0 or more, got -1\.0"),
+        ({}, {"cfg_scale": -1.0}, r"cfg_scale must be a finite number of 0 or more, got -1\.0"),
         ({}, {"cfg_scale": 2.0}, r"cfg_scale must be 1 where condition gives no class to be guided by, got 2\.0"),
         ({"num_classes": 3}, {"cfg_scale": 2.0}, "cfg_scale must be 1 where condition gives no class"),
-        ({}, {"length": 0}, "length must be 1 frame block or more, or None for the network's 3, got 0"),
+        ({}, {"length": 0}, "length must be a whole number of 1 or more or None, got 0"),
         ({}, {"length": 9, "context_blocks": 3}, "context_blocks must be 1 to 2, fewer than .* got 3"),
-        ({}, {"length": 9, "context_blocks": 0}, "context_blocks must be 1 to 2, .* got 0"),
+        ({}, {"length": 9, "context_blocks": 0}, "context_blocks must be a whole number of 1 or more or None, got 0"),
         ({}, {"window_blocks": 4}, "window_blocks must be 1 to the network's 3, or None for 3, got 4"),
         ({}, {"window_blocks": 1}, "length must be 1 for a window of a single frame block, .* got 3"),
         ({}, {"window_blocks": 2, "context_blocks": 2}, "context_blocks must be 1 to 1, fewer than the 2 frame"),

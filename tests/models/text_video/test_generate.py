@@ -96,11 +96,11 @@ def test_texts_go_through_the_tokenizer(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"temperature": -1.0}, "temperature must be 0 or more"),
-        ({"top_k": 0}, "top_k must be 1 or more"),
+        ({"temperature": -1.0}, "temperature must be a finite number of 0 or more"),
+        ({"top_k": 0}, "top_k must be a whole number of 1 or more or None"),
         ({"top_p": 1.5}, r"top_p must lie in \(0, 1\]"),
-        ({"cfg_scale": -0.5}, "cfg_scale must be 0 or more"),
-        ({"batch_size": 0}, "batch_size must be 1 or more"),
+        ({"cfg_scale": -0.5}, "cfg_scale must be a finite number of 0 or more"),
+        ({"batch_size": 0}, "batch_size must be a whole number of 1 or more"),
         ({"indices": [1]}, "indices must be 4 numbers"),
         ({"captions": ["red"]}, "tokenizer must be the text tokenizer or its folder"),
         ({"captions": []}, "captions must be one or more"),

@@ -232,9 +232,9 @@ def test_a_text_tokenizer_of_other_ids_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"learning_rate": 0}, "learning_rate must be above 0"),
-        ({"weight_decay": -1}, "weight_decay must be 0 or more"),
-        ({"warmup_steps": -1}, "warmup_steps must be 0 or more"),
+        ({"learning_rate": 0}, "learning_rate must be a finite number above 0"),
+        ({"weight_decay": -1}, "weight_decay must be a finite number of 0 or more"),
+        ({"warmup_steps": -1}, "warmup_steps must be a whole number of 0 or more"),
         ({"caption_dropout": 1.0}, r"caption_dropout must lie in \[0, 1\)"),
     ],
 )

@@ -184,12 +184,15 @@ def test_fresh_rows_are_spread_as_the_table():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"vocab_size": 0}, "vocab_size must be 1 or more"),
-        ({"grid": (3, 2)}, r"grid must be three numbers \(t, h, w\) of 1 or more, got \(3, 2\)"),
+        ({"vocab_size": 0}, "vocab_size must be a whole number of 1 or more"),
+        ({"grid": (3, 2)}, r"grid must be three whole numbers of 1 or more \(blocks, rows, columns\), got \(3, 2\)"),
         ({"architecture": None}, "got neither"),
         ({"architecture": {"vocab_size": 3}}, "got none of model_type among"),
         ({"architecture": LLAMA | {"model_type": 3}}, "architecture must hold a model_type such as 'llama', got 3"),
-        ({"architecture": LLAMA | {"vocab_size": 0}}, r"architecture\['vocab_size'\] must be 1 or more, got 0"),
+        (
+            {"architecture": LLAMA | {"vocab_size": 0}},
+            r"architecture\['vocab_size'\] must be a whole number of 1 or more, got 0",
+        ),
         ({"architecture": None, "pretrained": "no-such-folder"}, "'no-such-folder', which holds no config.json"),
     ],
 )

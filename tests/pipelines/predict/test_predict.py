@@ -208,8 +208,8 @@ def test_ids_of_no_frames_are_decoded_as_one():
 
 def test_errors(saved, tmp_path):
     for options, message in (
-        ({"n": 0}, "n must be 1 or more, got 0"),
-        ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
+        ({"n": 0}, "n must be a whole number of 1 or more, got 0"),
+        ({"batch_size": 0}, "batch_size must be a whole number of 1 or more, got 0"),
         ({"labels": []}, "labels must hold a class or more, or be None"),
         ({"labels": [1], "prefix": "a.npy"}, "prefix must be None where labels are given, got 'a.npy'"),
         ({"prefix": "nothing.npy"}, r"prefix must be an \.npy file of ids, got 'nothing\.npy'"),

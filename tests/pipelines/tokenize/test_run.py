@@ -190,9 +190,9 @@ def test_captions_are_stored_with_their_clips(videos, tmp_path, capsys):
 
 def test_errors_come_before_the_work_and_leave_nothing(videos, tmp_path, monkeypatch):
     output = tmp_path / "tokens"
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="batch_size must be a whole number of 1 or more, got 0"):
         run(videos, output, batch_size=0)
-    with pytest.raises(ValueError, match="shard_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="shard_size must be a whole number of 1 or more, got 0"):
         run(videos, output, shard_size=0)
     with pytest.raises(ValueError, match=r"frames must be 1 \+ a multiple of 4 .*, got 6"):
         run(videos, output, frames=6)

@@ -284,7 +284,7 @@ def test_what_a_config_leaves_out_is_the_published_class():
         ({"bottleneck": {"name": "bottleneck", "args": {}}}, "regularizer must be an object"),
         ({"input_size": 18}, "input_size must be a multiple of 4, got 18"),
         ({"frame_num": 6}, "frame_num must be a multiple of 4, got 6"),
-        ({"encoder_depth": 0}, "encoder_depth must be 1 or more, got 0"),
+        ({"encoder_depth": 0}, "encoder_depth must be a whole number of 1 or more, got 0"),
         ({"decoder_num_heads": 5}, "decoder_hidden_size must be a multiple of 5, got 24"),
         ({"stochastic_temperature": 0}, "stochastic_temperature must not be 0"),
     ],

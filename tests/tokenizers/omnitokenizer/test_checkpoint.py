@@ -246,8 +246,8 @@ def test_options_may_be_a_plain_mapping(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"n_codes": 0}, "n_codes must be at least 1, got 0"),
-        ({"temporal_depth": -1}, "temporal_depth must be at least 0, got -1"),
+        ({"n_codes": 0}, "n_codes must be a whole number of 1 or more, got 0"),
+        ({"temporal_depth": -1}, "temporal_depth must be a whole number of 0 or more, got -1"),
         ({"enc_block": "ttaw"}, r'enc_block must hold one letter per layer, "t" .*got \'ttaw\'; pooling'),
         ({"spatial_pos": "sin"}, r'spatial_pos must be "rope" or "rel", got \'sin\''),
         ({"dim_head": 6}, r"dim_head must be a multiple of 4 with spatial_pos \"rope\", got 6"),

@@ -71,10 +71,10 @@ def test_gradients(norm, lag):
     ("shape", "options", "message"),
     [
         ((4, 3), {}, r"hidden must have the shape \(B, W, D\), got \(4, 3\)"),
-        ((1, 4, 3), {"norm": "max"}, "norm must be 'mean' or 'sum', got 'max'"),
-        ((1, 4, 3), {"lag": 0}, "lag must be a whole number of tokens from 1 to W - 1 = 3, got 0"),
+        ((1, 4, 3), {"norm": "max"}, "norm must be one of 'mean', 'sum', got 'max'"),
+        ((1, 4, 3), {"lag": 0}, "lag must be a whole number of 1 or more, got 0"),
         ((1, 4, 3), {"lag": 4}, "from 1 to W - 1 = 3, got 4"),
-        ((1, 4, 3), {"lag": 1.5}, r"from 1 to W - 1 = 3, got 1\.5"),
+        ((1, 4, 3), {"lag": 1.5}, r"lag must be a whole number of 1 or more, got 1\.5"),
         ((1, 1, 3), {}, "from 1 to W - 1 = 0, got 1"),
     ],
 )
