@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
-from reco_lightning.windowing.engines.attention import FLASH_ATTENTION
+from reco_lightning.windowing.engines.attention import FLASH_ATTENTION, AttentionCall
 from reco_lightning.windowing.engines.interception import FunctionInterceptor
 
 __all__ = ["collect_new_objects", "count_hidden_operations", "count_operations", "count_saved_bytes"]
@@ -75,21 +75,15 @@ def count_hidden_operations(loss: Callable[[], torch.Tensor]) -> int:
         backward = (2 if query.device.type == "cpu" else 2.5) if output.requires_grad else 0
         hidden += share * products * (1 + backward)
 
-    def attend(
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attn_mask: torch.Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        output = scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **kwargs)
-        share = _hidden_share(query, key) if is_causal else 0.0
-        if attn_mask is not None:
-            closed = ~attn_mask if attn_mask.dtype == torch.bool else attn_mask == float("-inf")
+    def attend(*args: Any, **kwargs: Any) -> torch.Tensor:
+        call = AttentionCall(*args, **kwargs)
+        output = call.run()
+        share = _hidden_share(call.query, call.key) if call.is_causal else 0.0
+        if call.attn_mask is not None:
+            boolean = call.attn_mask.dtype == torch.bool
+            closed = ~call.attn_mask if boolean else call.attn_mask == float("-inf")
             share = float(closed.double().mean())
-        count(query, key, output, share)
+        count(call.query, call.key, output, share)
         return output
 
     def attend_flash(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 
 from reco_lightning.windowing.sampler import Window
 
@@ -41,7 +42,7 @@ class WindowGroup:
 
 @dataclass(frozen=True)
 class HeadInput:
-    """What logits are to be made of: a linear head as it was called, all in the type in which it multiplies.
+    """Inputs of a deferred linear head: states, weight and bias, cast to the type in which it multiplies.
 
     Args:
         states: For each group the states (B_g, rows, D); all T rows where the one window is the whole sequence.
@@ -52,6 +53,11 @@ class HeadInput:
     states: tuple[torch.Tensor, ...]
     weight: torch.Tensor
     bias: torch.Tensor | None
+
+    def logits(self) -> tuple[torch.Tensor, ...]:
+        """Makes the logits of each group, (B_g, rows, V)."""
+        with torch.autocast(self.weight.device.type, enabled=False):
+            return tuple(F.linear(part.to(self.weight.dtype), self.weight, self.bias) for part in self.states)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from reco_lightning import ReCoCallback, VideoTransformer, WindowSampler
-from reco_lightning.windowing.engines.attention import attend_with_context
+from reco_lightning.windowing.engines.attention import AttentionCall, attend_with_context
 from reco_lightning.windowing.injection.windowed_step import Injection
 from reco_lightning.windowing.losses.chunked_cross_entropy import linear_cross_entropy
 from tests.cuda.conftest import DEVICE
@@ -62,7 +62,7 @@ def test_attention_from_the_lower_right_equals_softmax_written_out(heads, rows, 
     shapes = [(2, heads[0], rows, 64), (2, heads[1], keys, 64), (2, heads[1], keys, 64)]
     half = [torch.randn(shape, dtype=dtype, device=device).requires_grad_() for shape in shapes]
     with sdpa_kernel(KERNELS[kernel]):
-        own = attend_with_context(*half, None, is_causal=True, enable_gqa=heads[0] != heads[1])
+        own = attend_with_context(AttentionCall(*half, is_causal=True, enable_gqa=heads[0] != heads[1]))
     cotangent = torch.randn_like(own)
     gradients = torch.autograd.grad(own, half, cotangent)
     query, key, value = (tensor.detach().double().requires_grad_() for tensor in half)
@@ -81,7 +81,7 @@ def test_a_window_runs_on_flash_attention_forward_and_backward(device):
     query = torch.randn(2, 4, 256, 64, dtype=torch.bfloat16, device=device, requires_grad=True)
     key = torch.randn(2, 4, 1024, 64, dtype=torch.bfloat16, device=device, requires_grad=True)
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if ON_CUDA else [])]) as seen:
-        attend_with_context(query, key, key, None, is_causal=True).sum().backward()
+        attend_with_context(AttentionCall(query, key, key, is_causal=True)).sum().backward()
     names = " ".join(event.key for event in seen.key_averages())
     wanted = ("flash_fwd", "flash_bwd") if ON_CUDA else ("flash_attention_for_cpu", "flash_attention_for_cpu_backward")
     assert all(name in names for name in wanted), names
@@ -150,7 +150,8 @@ def test_the_loss_in_chunks_is_the_plain_loss(autocast, device):
     target = torch.randint(512, (200,), device=device)
     target[::7] = -100
     with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-        own = linear_cross_entropy(states, weight, target, bias=bias, chunk_elements=512 * 30)
+        total, _ = linear_cross_entropy(states, weight, target, bias=bias, chunk_elements=512 * 30)
+    own = total / (target != -100).sum()
     gradients = torch.autograd.grad(own, (states, weight, bias))
     parts = [part.detach().cpu().double().requires_grad_() for part in (states, weight, bias)]
     logits = torch.nn.functional.linear(*parts)
@@ -210,7 +211,7 @@ def test_the_kernel_is_not_taken_where_it_is_forbidden(device):
     query = torch.randn(1, 2, 8, 16, dtype=torch.bfloat16, device=device)
     key = torch.randn(1, 2, 24, 16, dtype=torch.bfloat16, device=device)
     with sdpa_kernel(SDPBackend.MATH), profile(activities=[ProfilerActivity.CPU]) as seen:
-        attend_with_context(query, key, key, None, is_causal=True)
+        attend_with_context(AttentionCall(query, key, key, is_causal=True))
     assert not [event.key for event in seen.key_averages() if "flash" in event.key]
 
 

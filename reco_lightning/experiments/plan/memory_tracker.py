@@ -21,6 +21,7 @@ from torch.utils.flop_counter import flop_registry
 from typing_extensions import override
 
 from reco_lightning.windowing.cost import collect_new_objects
+from reco_lightning.windowing.engines.attention import AttentionCall
 from reco_lightning.windowing.engines.interception import FunctionInterceptor
 
 __all__ = ["Kernels", "StepTrace", "StepTracker", "run_kernels", "trace_step"]
@@ -184,15 +185,8 @@ def run_kernels(kernels: Kernels) -> AbstractContextManager[Any]:
     return FunctionInterceptor({scaled_dot_product_attention: _cuda_attention, F.rms_norm: _cuda_norm})
 
 
-def _cuda_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    **kwargs: Any,
-) -> torch.Tensor:
+def _cuda_attention(*args: Any, **kwargs: Any) -> torch.Tensor:
+    query, key, value, attn_mask, dropout_p, *_ = AttentionCall(*args, **kwargs)
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from reco_lightning.support.causal_mask import causal_mask
 
-__all__ = ["FLASH_ATTENTION", "attend_with_context", "multi_head_attention"]
+__all__ = ["FLASH_ATTENTION", "AttentionCall", "attend_with_context", "multi_head_attention"]
 
 FLASH_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention
 """The kernel itself: its ``is_causal`` is aligned with the last key where there are more keys than queries."""
@@ -27,76 +27,74 @@ def _has_flash_attention(index: int | None) -> bool:
     return torch.cuda.get_device_capability(index) >= (8, 0)
 
 
-def _causal_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    *,
-    dropout_p: float,
-    scale: float | None,
-    enable_gqa: bool,
-) -> torch.Tensor:
+class AttentionCall(NamedTuple):
+    """The arguments of one call of ``torch.nn.functional.scaled_dot_product_attention``, in its order.
+
+    Example:
+        >>> states = torch.zeros(1, 1, 2, 4)
+        >>> AttentionCall(states, states, states, is_causal=True)._replace(dropout_p=0.5).run().shape
+        torch.Size([1, 1, 2, 4])
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    attn_mask: torch.Tensor | None = None
+    dropout_p: float = 0.0
+    is_causal: bool = False
+    scale: float | None = None
+    enable_gqa: bool = False
+
+    def run(self) -> torch.Tensor:
+        """Runs it."""
+        query, key, value, mask, dropout, causal, scale, gqa = self
+        # transformers' ``rows > 1`` is a symbol where torch.compile has symbols for sizes; torch 2.9 takes bools alone
+        if causal:
+            return scaled_dot_product_attention(query, key, value, mask, dropout, True, scale=scale, enable_gqa=gqa)
+        return scaled_dot_product_attention(query, key, value, mask, dropout, False, scale=scale, enable_gqa=gqa)
+
+
+def _attend_causally(call: AttentionCall) -> torch.Tensor:
     """Attention of the last rows of a sequence over all of it; on CUDA by a kernel that needs no mask, where it can.
 
     ``torch.nn.attention.bias.causal_lower_right`` reaches the same kernel, but ``torch.compile`` does not trace it.
     """
-    device = query.device
-    if device.type == "cuda" and _has_flash_attention(device.index):
+    query, key, value = call.query, call.key, call.value
+    if query.device.type == "cuda" and _has_flash_attention(query.device.index):
         tensors: tuple[torch.Tensor, ...] = (query, key, value)
         if torch.is_autocast_enabled("cuda"):  # autocast knows scaled_dot_product_attention, and not the kernel
             tensors = tuple(tensor.to(torch.get_autocast_dtype("cuda")) for tensor in tensors)
         half = all(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in tensors)
         # in wider heads some devices have no backward pass, and heads of other widths would have to be padded
         if half and query.shape[-1] == value.shape[-1] <= 192 and query.shape[-1] % 8 == 0 and query.ndim == 4:
-            output: torch.Tensor = FLASH_ATTENTION(*tensors, dropout_p, True, scale=scale)[0]
+            output: torch.Tensor = FLASH_ATTENTION(*tensors, call.dropout_p, True, scale=call.scale)[0]
             return output
-    mask = causal_mask(query.shape[-2], key.shape[-2], device)
-    return scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, dropout_p=dropout_p, scale=scale, enable_gqa=enable_gqa
-    )
+    mask = causal_mask(query.shape[-2], key.shape[-2], query.device)
+    return call._replace(attn_mask=mask, is_causal=False).run()
 
 
-def attend_with_context(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    context: tuple[torch.Tensor, torch.Tensor] | None,
-    attn_mask: torch.Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    *,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> torch.Tensor:
+def attend_with_context(call: AttentionCall, context: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
     """Attention of a window over its context and itself: scaled dot-product attention, causal from the lower right.
 
     Args:
-        query: The window's queries, (..., W, E).
-        key: The window's keys, (..., W, E), or the context's and the window's where a cache has joined them,
-            (..., A + W, E).
-        value: Values, shaped like ``key``.
-        context: Keys and values of the A context rows, (..., A, E) each; ``None`` where ``key`` and ``value`` hold
-            them.
-        attn_mask: The caller's mask over A + W keys, or over the window's W alone: the context is then visible to all.
-        dropout_p: As in ``torch.nn.functional.scaled_dot_product_attention``.
-        is_causal: As there, except that it is aligned with the last key.
-        scale: As there.
-        enable_gqa: As there.
+        call: The window's attention: queries (..., W, E), and keys and values of the window, (..., W, E), or of the
+            context's A rows and the window where a cache has joined them, (..., A + W, E). A mask covers A + W keys,
+            or the window's W alone: the context is then visible to all. ``is_causal`` is aligned with the last key.
+        context: Keys and values of the context, (..., A, E) each; ``None`` where the call holds them.
 
     Returns:
         The attended values, (..., W, E).
     """
     if context is not None:
-        key, value = torch.cat([context[0], key], dim=-2), torch.cat([context[1], value], dim=-2)
-    rows, keys = query.shape[-2], key.shape[-2]
-    if is_causal:
-        return _causal_attention(query, key, value, dropout_p=dropout_p, scale=scale, enable_gqa=enable_gqa)
-    if attn_mask is not None and attn_mask.shape[-1] == rows != keys:
-        visible = attn_mask.new_full((*attn_mask.shape[:-1], keys - rows), attn_mask.dtype == torch.bool)
-        attn_mask = torch.cat([visible, attn_mask], dim=-1)
-    return scaled_dot_product_attention(
-        query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, scale=scale, enable_gqa=enable_gqa
-    )
+        key, value = torch.cat([context[0], call.key], dim=-2), torch.cat([context[1], call.value], dim=-2)
+        call = call._replace(key=key, value=value)
+    if call.is_causal:
+        return _attend_causally(call)
+    mask, rows, keys = call.attn_mask, call.query.shape[-2], call.key.shape[-2]
+    if mask is not None and mask.shape[-1] == rows != keys:
+        visible = mask.new_full((*mask.shape[:-1], keys - rows), mask.dtype == torch.bool)
+        call = call._replace(attn_mask=torch.cat([visible, mask], dim=-1))
+    return call.run()
 
 
 def multi_head_attention(  # noqa: D417 - the rest is torch's

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from reco_lightning.windowing.engines.attention import attend_with_context
+from reco_lightning.windowing.engines.attention import AttentionCall, attend_with_context
 from reco_lightning.windowing.engines.interception import FunctionInterceptor
 
 __all__ = ["AttentionContextKV", "AttentionReachedError", "CacheContextKV", "ContextCache", "ContextKV"]
@@ -102,18 +102,11 @@ class AttentionContextKV:
     def run_context(self, call: Callable[..., Any], kept: ContextCache) -> Any:
         """See ``ContextKV``."""
 
-        def record(
-            query: torch.Tensor,
-            key: torch.Tensor,
-            value: torch.Tensor,
-            attn_mask: torch.Tensor | None = None,
-            dropout_p: float = 0.0,
-            is_causal: bool = False,
-            **kwargs: Any,
-        ) -> torch.Tensor:
-            if query.shape[-2] == key.shape[-2] == kept.rows:
-                kept.keep(key, value)
-            return _attend_plainly(query, key, value, attn_mask, dropout_p, is_causal, **kwargs)
+        def record(*args: Any, **kwargs: Any) -> torch.Tensor:
+            attention = AttentionCall(*args, **kwargs)
+            if attention.query.shape[-2] == attention.key.shape[-2] == kept.rows:
+                kept.keep(attention.key, attention.value)
+            return attention.run()
 
         with FunctionInterceptor({scaled_dot_product_attention: record}):
             return call()
@@ -134,44 +127,27 @@ class AttentionContextKV:
     def _attend(self, call: Callable[..., Any], kept: ContextCache, rows: int) -> tuple[Any, int]:
         joined = taken = 0
 
-        def attend(
-            query: torch.Tensor,
-            key: torch.Tensor,
-            value: torch.Tensor,
-            attn_mask: torch.Tensor | None = None,
-            *args: Any,
-            **kwargs: Any,
-        ) -> torch.Tensor:
+        def attend(*args: Any, **kwargs: Any) -> torch.Tensor:
             nonlocal joined, taken
+            attention = AttentionCall(*args, **kwargs)
+            keys, mask = attention.key.shape[-2], attention.attn_mask
             # no "in": torch.compile finds no size that it does not know by it
-            if query.shape[-2] == rows and (key.shape[-2] == rows or key.shape[-2] == kept.rows + rows):
-                context = None
-                if key.shape[-2] == rows:
-                    context = kept.take(taken)
-                    taken += 1
-                    if attn_mask is not None and attn_mask.shape[-1] == rows:
-                        attn_mask = kept.restore(attn_mask)
-                joined += 1
-                return attend_with_context(query, key, value, context, attn_mask, *args, **kwargs)
-            return scaled_dot_product_attention(query, key, value, attn_mask, *args, **kwargs)
+            if attention.query.shape[-2] != rows or (keys != rows and keys != kept.rows + rows):
+                return attention.run()
+            joined += 1
+            if keys != rows:
+                return attend_with_context(attention)
+            if mask is not None and mask.shape[-1] == rows:
+                attention = attention._replace(attn_mask=kept.restore(mask))
+            taken += 1
+            return attend_with_context(attention, kept.take(taken - 1))
 
         with FunctionInterceptor({scaled_dot_product_attention: attend}):
             return call(), joined
 
 
-def _attend_plainly(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    **kwargs: Any,
-) -> torch.Tensor:
-    # transformers' ``rows > 1`` is a symbol where torch.compile has symbols for sizes; torch 2.9 takes bools alone
-    if is_causal:
-        return scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, True, **kwargs)
-    return scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, False, **kwargs)
+def _attend_plainly(*args: Any, **kwargs: Any) -> torch.Tensor:
+    return AttentionCall(*args, **kwargs).run()
 
 
 def _check(joined: int, kept: ContextCache) -> None:

@@ -13,6 +13,8 @@ import torch.utils.checkpoint
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
+from reco_lightning.windowing.engines.attention import AttentionCall
+
 __all__ = ["AttentionWatch", "under_checkpoint"]
 
 
@@ -40,20 +42,10 @@ class AttentionWatch(TorchFunctionMode):
             self.count += 1
             self.checkpointed = self.checkpointed or under_checkpoint()
         if func is scaled_dot_product_attention:
-            self.unmasked = self.unmasked or _is_unmasked(*args, **(kwargs or {}))
+            call = AttentionCall(*args, **(kwargs or {}))
+            masked = call.attn_mask is not None or call.is_causal
+            self.unmasked = self.unmasked or (not masked and call.query.shape[-2] == call.key.shape[-2] > 1)
         return func(*args, **(kwargs or {}))
-
-
-def _is_unmasked(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    **kwargs: Any,
-) -> bool:
-    return attn_mask is None and not is_causal and query.shape[-2] == key.shape[-2] > 1
 
 
 def under_checkpoint() -> bool:

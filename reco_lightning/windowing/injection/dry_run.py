@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from reco_lightning.windowing.engines.attention import AttentionCall
 from reco_lightning.windowing.engines.interception import FunctionInterceptor
 
 __all__ = ["CrossEntropyCall", "DryRun", "InertOptimizer", "StepEndedError"]
@@ -222,16 +223,8 @@ def _no_dropout(input: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     return input
 
 
-def _attention_without_dropout(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    **kwargs: Any,
-) -> torch.Tensor:
-    return scaled_dot_product_attention(query, key, value, attn_mask, 0.0, is_causal, **kwargs)
+def _attention_without_dropout(*args: Any, **kwargs: Any) -> torch.Tensor:
+    return AttentionCall(*args, **kwargs)._replace(dropout_p=0.0).run()
 
 
 @contextmanager

@@ -17,8 +17,8 @@ from reco_lightning.windowing.injection.autograd_graph import depends
 from reco_lightning.windowing.injection.step_trace import Trace
 from reco_lightning.windowing.losses.continuity import Continuity, ContinuityNorm, continuity_loss, gradient_norm
 from reco_lightning.windowing.losses.cross_entropy import (
-    group_losses,
-    head_cross_entropy,
+    WindowCrossEntropy,
+    plain_cross_entropy,
     select_rows,
     window_cross_entropy,
 )
@@ -104,38 +104,29 @@ class WindowLoss:
             **options: Further arguments of ``F.cross_entropy``.
         """
         offset = self._offset(output, target)
-        loss = self._cross_entropy(output, logits, target, offset=offset, options=options)
-        # A loss that the caller divides by the number of its targets gets the continuity of as many.
-        scale: torch.Tensor | float = 1.0
-        mean = loss
-        if options.get("reduction", "mean") != "mean":
-            counted = (target != options.get("ignore_index", -100)).sum().clamp_min(1)
-            mean = mean.sum() / counted
-            scale = counted if options["reduction"] == "sum" else 1.0
+        entropy = self._cross_entropy(output, logits, target, offset=offset, options=options)
         weight = self.continuity.at(progress)
         with torch.set_grad_enabled(torch.is_grad_enabled() if weight else False):
             continuity = mean_continuity(output, self.continuity.norm, self.continuity.lag)
         losses: tuple[tuple[Window, torch.Tensor], ...] = ()
         if self.by_group:
-            own = output.logits if output.head_input is None else output.hidden
-            rows = select_rows(logits, target, output.groups, batch=output.batch, offset=offset, own=own)
-            values = group_losses(*rows, output.groups, head_input=output.head_input)
-            losses = tuple((group.window, value) for group, value in zip(output.groups, values, strict=True))
+            windows = [group.window for group in output.groups]
+            losses = tuple(zip(windows, entropy.group_means(), strict=True))
         start = sum(g.window.start * (g.samples.stop - g.samples.start) for g in output.groups) / output.batch
-        report = StepReport(mean.detach(), continuity.detach(), start, losses)
+        report = StepReport(entropy.mean.detach(), continuity.detach(), start, losses)
         if not weight:
-            return loss, report
-        return loss + scale * self._factor(weight, mean, continuity, output) * continuity, report
+            return entropy.value, report
+        factor = self._factor(weight, entropy.mean, continuity, output)
+        return entropy.value + entropy.divisor * factor * continuity, report
 
     def select(
         self, output: WindowOutput, logits: torch.Tensor, target: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the windows' own logits (R, V) and targets (R,), as ``select_rows`` does."""
         offset = self._offset(output, target)
-        own, head_input = output.logits, output.head_input
-        if head_input is not None:
-            weight, bias = head_input.weight, head_input.bias
-            own = tuple(F.linear(states.to(weight.dtype), weight, bias) for states in output.hidden)
+        own = output.logits
+        if output.head_input is not None:
+            own = replace(output.head_input, states=output.hidden).logits()
         return select_rows(logits, target, output.groups, batch=output.batch, offset=offset, own=own)
 
     def _offset(self, output: WindowOutput, target: torch.Tensor) -> int:
@@ -156,7 +147,7 @@ class WindowLoss:
 
     def _cross_entropy(
         self, output: WindowOutput, logits: torch.Tensor, target: torch.Tensor, *, offset: int, options: dict[str, Any]
-    ) -> torch.Tensor:
+    ) -> WindowCrossEntropy:
         """The windows' cross-entropy, in the form that the caller's reduction asks for."""
         if output.is_placeholder and not _is_placeholder(logits, output):
             raise RuntimeError(
@@ -173,10 +164,11 @@ class WindowLoss:
                 rows = slice(offset, offset + target.numel() // output.batch)
                 groups = (replace(groups[0], loss_start=rows.start, stop=rows.stop),)
                 head_input = replace(head_input, states=(head_input.states[0][:, rows],))
-            return head_cross_entropy(head_input, logits, target, groups, **places, **options)
-        if whole and not output.is_placeholder:
-            return F.cross_entropy(logits, target, **options)  # the plain call itself, bit for bit
-        return window_cross_entropy(logits, target, groups, **places, own=output.logits, **options)
+        elif whole and not output.is_placeholder:
+            return plain_cross_entropy(logits, target, **options)
+        return window_cross_entropy(
+            logits, target, groups, **places, own=output.logits, head_input=head_input, **options
+        )
 
     def _factor(
         self, weight: float, loss: torch.Tensor, continuity: torch.Tensor, output: WindowOutput

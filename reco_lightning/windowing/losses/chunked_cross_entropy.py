@@ -7,7 +7,7 @@ chunk, so that no product of matrices is done twice.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ CHUNK_ELEMENTS = 2**24
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Sum of the rows' losses; the gradients are made on the way."""
+    """Sum of the rows' losses, and these without graph; the gradients are made on the way."""
 
     @staticmethod
     @override
@@ -33,9 +33,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ignore_index: int,
         rows: int,
         wanted: tuple[bool, bool, bool],
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         wide = torch.promote_types(states.dtype, torch.float32)
-        loss = states.new_zeros((), dtype=wide)
+        losses = states.new_zeros(len(states), dtype=wide)
         of_states = torch.empty_like(states) if wanted[0] else None
         # sums over all rows: half precision would lose them, or overflow
         of_weight = torch.zeros_like(weight, dtype=wide) if wanted[1] else None
@@ -47,7 +47,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             places = target[part].where(counted, 0)[:, None]
             logits = F.linear(own, weight, bias).to(wide)
             normaliser = logits.logsumexp(dim=1, keepdim=True)
-            loss += (normaliser - logits.gather(1, places)).squeeze(1).where(counted, 0).sum()
+            losses[part] = (normaliser - logits.gather(1, places)).squeeze(1).where(counted, 0)
             if not any(wanted):
                 continue
             errors = logits.sub_(normaliser).exp_()
@@ -61,11 +61,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 of_weight += errors.T @ own
         ctx.save_for_backward(of_states, of_weight, of_bias)
         ctx.dtype = weight.dtype
-        return loss
+        ctx.mark_non_differentiable(losses)
+        return losses.sum(), losses
 
     @staticmethod
     @override
-    def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, scale: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "a cross-entropy whose logits are made in chunks has no second derivative, which create_graph=True "
@@ -90,10 +91,9 @@ def linear_cross_entropy(
     *,
     bias: torch.Tensor | None = None,
     ignore_index: int = -100,
-    reduction: Literal["mean", "sum"] = "mean",
     chunk_elements: int = CHUNK_ELEMENTS,
-) -> torch.Tensor:
-    """``F.cross_entropy(F.linear(states, weight, bias), target)`` without all logits, but under ``torch.compile``.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums ``F.cross_entropy(F.linear(states, weight, bias), target)`` without all logits, but under ``torch.compile``.
 
     Products are made in the states' type, or in that of autocast; everything else, and the result, in float32 or wider.
 
@@ -103,20 +103,22 @@ def linear_cross_entropy(
         target: Class indices, (R,) int64.
         bias: The head's bias, (V,).
         ignore_index: Target of rows that do not count.
-        reduction: ``"mean"`` over the rows that count, or ``"sum"``.
         chunk_elements: Logits that may exist at a time, 1 or more; one row is always made.
 
     Returns:
-        The loss, a scalar, nats; a gradient that is asked for with ``create_graph=True`` is a RuntimeError.
+        The sum over the rows, a scalar, nats; a gradient that is asked for with ``create_graph=True`` is a
+        RuntimeError. And the rows' losses without graph, (R,), 0 where a row does not count.
 
     Example:
-        >>> round(linear_cross_entropy(torch.zeros(2, 4), torch.zeros(8, 4), torch.tensor([1, 7])).item(), 4)
-        2.0794
+        >>> total, rows = linear_cross_entropy(torch.zeros(2, 4), torch.zeros(8, 4), torch.tensor([1, -100]))
+        >>> round(total.item(), 4), round(rows[0].item(), 4), rows[1].item()
+        (2.0794, 2.0794, 0.0)
     """
     if torch.compiler.is_compiling():  # the loss is part of a graph that the compiler plans as a whole
         logits = F.linear(states, weight, bias)
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.cross_entropy(wide, target, ignore_index=ignore_index, reduction=reduction)
+        losses = F.cross_entropy(wide, target, ignore_index=ignore_index, reduction="none")
+        return losses.sum(), losses.detach()
     device = states.device.type
     parts: list[torch.Tensor | None] = [states, weight, bias]
     if torch.is_autocast_enabled(device):
@@ -124,5 +126,7 @@ def linear_cross_entropy(
     wanted = tuple(torch.is_grad_enabled() and part is not None and part.requires_grad for part in parts)
     rows = max(1, chunk_elements // len(weight))
     with torch.autocast(device, enabled=False):
-        loss: torch.Tensor = _LinearCrossEntropy.apply(*parts, target, ignore_index, rows, wanted)
-        return loss / (target != ignore_index).sum() if reduction == "mean" else loss
+        summed: tuple[torch.Tensor, torch.Tensor] = _LinearCrossEntropy.apply(
+            *parts, target, ignore_index, rows, wanted
+        )
+        return summed

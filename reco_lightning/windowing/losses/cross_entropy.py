@@ -7,6 +7,7 @@ Used by the injection, between an engine's windowed logits and the loss that tra
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from reco_lightning.windowing.losses.chunked_cross_entropy import linear_cross_entropy
 from reco_lightning.windowing.rows import HeadInput, WindowGroup
 
-__all__ = ["group_losses", "head_cross_entropy", "loss_rows", "select_rows", "window_cross_entropy"]
+__all__ = ["WindowCrossEntropy", "loss_rows", "plain_cross_entropy", "select_rows", "window_cross_entropy"]
 
 
 def loss_rows(logits: torch.Tensor, target: torch.Tensor, batch: int) -> int:
@@ -80,69 +81,30 @@ def select_rows(
     return torch.cat(chosen), torch.cat(targets)
 
 
-def group_losses(
-    rows: torch.Tensor, target: torch.Tensor, groups: Sequence[WindowGroup], *, head_input: HeadInput | None = None
-) -> list[torch.Tensor]:
-    """Mean cross-entropy of each group's window, nats, without graph.
+@dataclass(frozen=True)
+class WindowCrossEntropy:
+    """Cross-entropy of the windows' rows.
 
     Args:
-        rows: Logits as ``select_rows`` returns them, (R, V); states (R, D) where they have yet to be made.
-        target: Likewise, (R,).
-        groups: The groups of the batch.
-        head_input: Where they have, the head that makes them.
-
-    Returns:
-        Scalars, one per group.
+        value: In the form that the caller's reduction asks for: a scalar, or losses shaped like the target.
+        divisor: Number by which the caller divides ``value`` to have the mean; 1 where it is a mean.
+        mean: Mean over the rows that count, nats; 0 where none does.
+        losses: Of each row, without graph, (R,); 0 where it does not count.
+        counted: How much each row counts in the mean, (R,).
+        sizes: Rows of each group.
     """
-    sizes = [(group.samples.stop - group.samples.start) * (group.stop - group.loss_start) for group in groups]
-    with torch.no_grad():
-        parts = zip(rows.split(sizes), target.split(sizes), strict=True)
-        if head_input is None:
-            return [F.cross_entropy(part.float(), places) for part, places in parts]
-        weight, bias = head_input.weight, head_input.bias
-        with torch.autocast(rows.device.type, enabled=False):
-            return [linear_cross_entropy(part.to(weight.dtype), weight, places, bias=bias) for part, places in parts]
 
+    value: torch.Tensor
+    divisor: torch.Tensor | float
+    mean: torch.Tensor
+    losses: torch.Tensor
+    counted: torch.Tensor
+    sizes: tuple[int, ...]
 
-def head_cross_entropy(
-    head_input: HeadInput,
-    logits: torch.Tensor,
-    target: torch.Tensor,
-    groups: Sequence[WindowGroup],
-    *,
-    batch: int,
-    offset: int,
-    **options: Any,
-) -> torch.Tensor:
-    """Cross-entropy of the windows' rows, whose logits a linear head has yet to make; never all of them at a time.
-
-    Args:
-        head_input: The head, and what it reads.
-        logits: The placeholder that the caller gave, as in ``loss_rows``.
-        target: As in ``loss_rows``.
-        groups: The groups of the batch with their rows of the network.
-        batch: B, the size of the batch.
-        offset: Row of the network that the first loss row of a sample comes from.
-        options: Further arguments of ``F.cross_entropy``. For weights of classes, smoothing and ``reduction="none"``
-            all logits are made.
-
-    Returns:
-        As ``window_cross_entropy``.
-    """
-    reduction, ignored = options.get("reduction", "mean"), options.get("ignore_index", -100)
-    odd = any(options.get(name) is not None for name in ("weight", "size_average", "reduce"))
-    if odd or reduction not in ("mean", "sum") or options.get("label_smoothing"):
-        with torch.autocast(logits.device.type, enabled=False):
-            own = [F.linear(part, head_input.weight, head_input.bias) for part in head_input.states]
-        return window_cross_entropy(logits, target, groups, batch=batch, offset=offset, own=own, **options)
-    rows, places = select_rows(logits, target, groups, batch=batch, offset=offset, own=head_input.states)
-    with torch.autocast(logits.device.type, enabled=False):
-        loss = linear_cross_entropy(
-            rows, head_input.weight, places, bias=head_input.bias, ignore_index=ignored, reduction=reduction
-        )
-    if reduction == "sum":
-        loss = loss * ((target != ignored).sum() / (places != ignored).sum().clamp_min(1))
-    return loss
+    def group_means(self) -> list[torch.Tensor]:
+        """Mean of each group's rows that count, nats, without graph; 0 where none does."""
+        parts = zip(self.losses.split(self.sizes), self.counted.split(self.sizes), strict=True)
+        return [_mean(losses.sum(), counted.sum()) for losses, counted in parts]
 
 
 def window_cross_entropy(
@@ -153,10 +115,14 @@ def window_cross_entropy(
     batch: int,
     offset: int,
     own: Sequence[torch.Tensor] | None = None,
-    reduction: str = "mean",
+    head_input: HeadInput | None = None,
     **options: Any,
-) -> torch.Tensor:
+) -> WindowCrossEntropy:
     """Cross-entropy of the windows' rows, in the form that the caller's reduction asks for.
+
+    ``reduction="mean"`` is the mean over the windows' rows that count, and 0 where none does. ``"sum"`` and ``"none"``
+    are scaled by all rows / window rows, so that the caller's own division by the number of rows gives that mean; rows
+    of ``ignore_index`` count in neither. ``"none"`` has zeros elsewhere.
 
     Args:
         logits: As in ``loss_rows``.
@@ -165,26 +131,69 @@ def window_cross_entropy(
         batch: B, the size of the batch.
         offset: Row of the network that the first loss row of a sample comes from.
         own: Logits as in ``select_rows``; the loss is made in the type of ``logits``.
-        reduction: ``"mean"`` is the mean over the windows' rows. ``"sum"`` and ``"none"`` are scaled by all rows /
-            window rows, so that the caller's own division by the number of rows gives that mean; rows of
-            ``ignore_index`` count in neither. ``"none"`` has zeros elsewhere.
+        head_input: The head that has yet to make the logits, and what it reads; not all of them exist at a time. For
+            weights of classes, smoothing and ``"none"`` they do.
         options: Further arguments of ``F.cross_entropy``.
-
-    Returns:
-        A scalar, or losses shaped like ``target`` for ``"none"``.
     """
-    own_logits, own_target = select_rows(logits, target, groups, batch=batch, offset=offset, own=own)
-    own_logits = own_logits.to(logits.dtype)
+    reduction, ignored, weight = _reduction(options), options.get("ignore_index", -100), options.get("weight")
+    chunked = head_input is not None and reduction != "none" and weight is None and not options.get("label_smoothing")
+    if head_input is not None:
+        own = head_input.states if chunked else head_input.logits()
+    rows, places = select_rows(logits, target, groups, batch=batch, offset=offset, own=own)
+    counts = places != ignored
+    if head_input is not None and chunked:
+        with torch.autocast(logits.device.type, enabled=False):
+            total, losses = linear_cross_entropy(
+                rows, head_input.weight, places, bias=head_input.bias, ignore_index=ignored
+            )
+    else:
+        losses = F.cross_entropy(rows.to(logits.dtype), places, reduction="none", **options)
+        total = losses.sum(dtype=torch.promote_types(losses.dtype, torch.float32))
+    counted = counts.to(total.dtype) if weight is None else weight[places.where(counts, 0)].where(counts, 0)
+    mean = _mean(total, counted.sum())
+    scale = (target != ignored).sum().to(total.dtype) / counts.sum().clamp_min(1)
     if reduction == "mean":
-        return F.cross_entropy(own_logits, own_target, reduction="mean", **options)
-    ignored = options.get("ignore_index", -100)
-    losses = F.cross_entropy(own_logits, own_target, reduction=reduction, **options)
-    wide = torch.promote_types(losses.dtype, torch.float32)
-    counted, own_counted = (target != ignored).sum().to(wide), (own_target != ignored).sum().clamp_min(1)
-    losses = losses * (counted / own_counted).to(losses.dtype)
-    if reduction == "sum":
-        return losses
-    rows = target.numel() // batch
+        value = mean.to(losses.dtype)
+    elif reduction == "sum":
+        value = (total * scale).to(losses.dtype)
+    else:
+        value = _place(losses * scale.to(losses.dtype), groups, offset, target.numel() // batch).view(target.shape)
+    sizes = tuple((group.samples.stop - group.samples.start) * (group.stop - group.loss_start) for group in groups)
+    divisor = (target != ignored).sum().clamp_min(1) if reduction == "sum" else 1.0
+    return WindowCrossEntropy(value, divisor, mean, losses.detach(), counted, sizes)
+
+
+def plain_cross_entropy(logits: torch.Tensor, target: torch.Tensor, **options: Any) -> WindowCrossEntropy:
+    """The caller's own call, bit for bit: of a window that is the whole sequence.
+
+    Args:
+        logits: As in ``F.cross_entropy``.
+        target: As there.
+        options: As there.
+    """
+    value = F.cross_entropy(logits, target, **options)
+    reduction = _reduction(options)
+    counted = (target != options.get("ignore_index", -100)).sum().clamp_min(1)
+    mean = value if reduction == "mean" else value.sum() / counted
+    divisor = counted if reduction == "sum" else 1.0
+    return WindowCrossEntropy(value, divisor, mean, mean.detach()[None], torch.ones_like(mean)[None], (1,))
+
+
+def _reduction(options: dict[str, Any]) -> str:
+    """Takes the reduction out of the options of ``F.cross_entropy``, also the one of torch 0.4."""
+    reduction: str = options.pop("reduction", "mean")
+    size_average, reduce = options.pop("size_average", None), options.pop("reduce", None)
+    if size_average is None and reduce is None:
+        return reduction
+    return "none" if reduce is False else "sum" if size_average is False else "mean"
+
+
+def _mean(total: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    return total / count.where(count != 0, 1)
+
+
+def _place(losses: torch.Tensor, groups: Sequence[WindowGroup], offset: int, rows: int) -> torch.Tensor:
+    """Losses of the windows' rows (R,) in their places among those of all, (B, L)."""
     parts, begin = [], 0
     for group in groups:
         length = group.stop - group.loss_start
@@ -192,4 +201,4 @@ def window_cross_entropy(
         start = group.loss_start - offset
         parts.append(F.pad(part, (start, rows - start - length)))
         begin += part.numel()
-    return torch.cat(parts).view(target.shape)
+    return torch.cat(parts)

@@ -207,7 +207,7 @@ def test_a_checkpoint_of_a_module_with_the_callback_holds_no_extractor(files, tm
     ("options", "match"),
     [
         ({"n": 1}, "n must be a whole number of 2 or more"),
-        ({"first_blocks": -1}, "first_blocks must be 0"),
+        ({"first_blocks": -1}, "first_blocks must be a whole number of 0"),
         ({"length": 9}, "videos must be the folder .* where length is given, got None with length=9"),
     ],
 )

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from reco_lightning.support.causal_mask import causal_mask
-from reco_lightning.windowing.engines.attention import attend_with_context
+from reco_lightning.windowing.engines.attention import AttentionCall, attend_with_context
 
 CONTEXT, WINDOW, E = 5, 3, 4
 T = CONTEXT + WINDOW
@@ -47,16 +47,16 @@ def test_a_window_over_its_context_is_the_end_of_the_full_attention(mask, heads,
     full = {"float": BIAS, "batch": BIAS.expand(2, 1, T, T)}.get(mask, CAUSAL)
     expected = explicit(query, key, value, full, scale=0.3)[..., CONTEXT:, :]
     keys, values = split(key), split(value)
-    own = attend_with_context(
+    call = AttentionCall(
         query[..., CONTEXT:, :],
         key if joined else keys[1],
         value if joined else values[1],
-        None if joined else (keys[0], values[0]),
         None if mask == "causal" else full[..., CONTEXT:, :],
         is_causal=mask == "causal",
         scale=0.3,
         enable_gqa=heads[1] is not None,
     )
+    own = attend_with_context(call, None if joined else (keys[0], values[0]))
     torch.testing.assert_close(own, expected)
     cotangent = torch.randn_like(expected)
     for one, other in zip(
@@ -74,23 +74,24 @@ def test_a_mask_of_the_window_alone_sees_all_of_the_context(kind):
     if kind is not torch.bool:
         own_mask = torch.zeros(WINDOW, WINDOW, dtype=kind).masked_fill(~own_mask, -torch.inf)
     keys, values = split(key), split(value)
-    own = attend_with_context(query[..., CONTEXT:, :], keys[1], values[1], (keys[0], values[0]), own_mask)
+    own = attend_with_context(
+        AttentionCall(query[..., CONTEXT:, :], keys[1], values[1], own_mask), (keys[0], values[0])
+    )
     torch.testing.assert_close(own, explicit(query, key, value, CAUSAL)[..., CONTEXT:, :])
 
 
 def test_without_a_mask_everything_is_seen():
     query, key, value = states()
     keys, values = split(key), split(value)
-    own = attend_with_context(query[..., CONTEXT:, :], keys[1], values[1], (keys[0], values[0]))
+    own = attend_with_context(AttentionCall(query[..., CONTEXT:, :], keys[1], values[1]), (keys[0], values[0]))
     torch.testing.assert_close(own, explicit(query, key, value, torch.ones_like(CAUSAL))[..., CONTEXT:, :])
 
 
 def test_a_detached_context_gets_no_gradient():
     query, key, value = states()
     keys, values = split(key), split(value)
-    own = attend_with_context(
-        query[..., CONTEXT:, :], keys[1], values[1], (keys[0].detach(), values[0].detach()), is_causal=True
-    )
+    call = AttentionCall(query[..., CONTEXT:, :], keys[1], values[1], is_causal=True)
+    own = attend_with_context(call, (keys[0].detach(), values[0].detach()))
     for gradient in torch.autograd.grad(own.square().sum(), (query, key, value)):
         assert gradient[..., :CONTEXT, :].abs().max() == 0
         assert gradient[..., CONTEXT:, :].abs().min() > 0
@@ -99,7 +100,8 @@ def test_a_detached_context_gets_no_gradient():
 def test_dropout_is_passed_on():
     query, key, value = (tensor.detach() for tensor in states())
     keys, values = split(key), split(value)
-    own = attend_with_context(query[..., CONTEXT:, :], keys[1], values[1], (keys[0], values[0]), None, 1.0, True)
+    call = AttentionCall(query[..., CONTEXT:, :], keys[1], values[1], None, 1.0, True)
+    own = attend_with_context(call, (keys[0], values[0]))
     assert own.abs().max() == 0
 
 
@@ -113,6 +115,6 @@ def test_the_mask_is_aligned_with_the_last_key(rows, keys):
 def test_a_window_of_the_whole_sequence_is_plain_causal_attention():
     query, key, value = states()
     torch.testing.assert_close(
-        attend_with_context(query, key, value, None, is_causal=True),
+        attend_with_context(AttentionCall(query, key, value, is_causal=True)),
         F.scaled_dot_product_attention(query, key, value, is_causal=True),
     )

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reco_lightning.windowing.engines.attention import attend_with_context
+from reco_lightning.windowing.engines.attention import AttentionCall, attend_with_context
 from reco_lightning.windowing.engines.interception import FunctionInterceptor, PatchedMethod
 
 
@@ -246,8 +246,8 @@ def test_multihead_attention_of_a_window_takes_the_context_in_front():
         kept.append((key, value))
         return F.scaled_dot_product_attention(query, key, value, *args, **kwargs)
 
-    def attend(query, key, value, *args, **kwargs):
-        return attend_with_context(query, key, value, kept[0], *args, **kwargs)
+    def attend(*args, **kwargs):
+        return attend_with_context(AttentionCall(*args, **kwargs), kept[0])
 
     mask = nn.Transformer.generate_square_subsequent_mask(6)
     with FunctionInterceptor({SDPA: record}):

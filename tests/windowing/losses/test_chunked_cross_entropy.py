@@ -24,6 +24,14 @@ def parts(dtype=torch.float64, bias=True):
     return draw(ROWS, WIDTH), draw(CLASSES, WIDTH), draw(CLASSES) if bias else None, target
 
 
+def chunked_loss(states, weight, target, *, ignore_index=-100, reduction="mean", **options):
+    total, losses = linear_cross_entropy(states, weight, target, ignore_index=ignore_index, **options)
+    assert losses.shape == target.shape
+    assert not losses.requires_grad
+    torch.testing.assert_close(losses.sum(), total.detach())
+    return total / (target != ignore_index).sum() if reduction == "mean" else total
+
+
 @pytest.mark.parametrize("rows", [1, 4, 11, 50])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -35,10 +43,13 @@ def test_loss_and_gradients_are_those_of_torch(rows, bias, reduction, ignored):
         target[::3] = ignored
     leaves = [part for part in (states, weight, shift) if part is not None]
     plain = F.cross_entropy(F.linear(states, weight, shift), target, ignore_index=index, reduction=reduction)
-    loss = linear_cross_entropy(
+    loss = chunked_loss(
         states, weight, target, bias=shift, ignore_index=index, reduction=reduction, chunk_elements=rows * CLASSES
     )
     torch.testing.assert_close(loss, plain)
+    logits = F.linear(states, weight, shift)
+    _, losses = linear_cross_entropy(states, weight, target, bias=shift, ignore_index=index, chunk_elements=20)
+    torch.testing.assert_close(losses, F.cross_entropy(logits, target, ignore_index=index, reduction="none").detach())
     for own, torchs in zip(torch.autograd.grad(3 * loss, leaves), torch.autograd.grad(3 * plain, leaves), strict=True):
         torch.testing.assert_close(own, torchs)
 
@@ -46,20 +57,20 @@ def test_loss_and_gradients_are_those_of_torch(rows, bias, reduction, ignored):
 def test_only_what_is_trained_gets_a_gradient():
     states, weight, _, target = parts(bias=False)
     frozen = weight.detach()
-    loss = linear_cross_entropy(states, frozen, target, chunk_elements=20)
+    loss = chunked_loss(states, frozen, target, chunk_elements=20)
     (own,) = torch.autograd.grad(loss, states)
     torch.testing.assert_close(own, torch.autograd.grad(F.cross_entropy(states @ frozen.T, target), states)[0])
-    loss = linear_cross_entropy(states.detach(), weight, target, chunk_elements=20)
+    loss = chunked_loss(states.detach(), weight, target, chunk_elements=20)
     (own,) = torch.autograd.grad(loss, weight)
     plain = F.cross_entropy(states.detach() @ weight.T, target)
     torch.testing.assert_close(own, torch.autograd.grad(plain, weight)[0])
     with torch.no_grad():
-        assert not linear_cross_entropy(states, weight, target).requires_grad
+        assert not chunked_loss(states, weight, target).requires_grad
 
 
 def test_a_graph_can_be_walked_twice():
     states, weight, _, target = parts(bias=False)
-    loss = linear_cross_entropy(states, weight, target)
+    loss = chunked_loss(states, weight, target)
     (first,) = torch.autograd.grad(loss, states, retain_graph=True)
     (second,) = torch.autograd.grad(loss, states)
     assert torch.equal(first, second)
@@ -68,7 +79,7 @@ def test_a_graph_can_be_walked_twice():
 def test_a_second_derivative_is_refused():
     """A gradient made beside the loss depends on nothing: a penalty on it would train nothing."""
     states, weight, _, target = parts(bias=False)
-    loss = linear_cross_entropy(states, weight, target)
+    loss = chunked_loss(states, weight, target)
     with pytest.raises(RuntimeError, match=r"no second derivative.*chunked_loss=False"):
         torch.autograd.grad(loss, states, create_graph=True)
 
@@ -79,7 +90,7 @@ def test_autocast_makes_products_in_half_and_the_loss_in_float(dtype):
     leaves = (states, weight, shift)
     with torch.autocast("cpu", dtype):
         plain = F.cross_entropy(F.linear(*leaves).float(), target)
-        loss = linear_cross_entropy(states, weight, target, bias=shift, chunk_elements=20)
+        loss = chunked_loss(states, weight, target, bias=shift, chunk_elements=20)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, plain, rtol=1e-6, atol=0)
     for own, torchs in zip(torch.autograd.grad(loss, leaves), torch.autograd.grad(plain, leaves), strict=True):
@@ -92,7 +103,7 @@ def test_half_precision_gradients_survive_a_mean_over_many_rows():
     states, weight = torch.zeros(1 << 16, 1, dtype=torch.float16), torch.ones(2, 1, dtype=torch.float16)
     weight[1] = -1e-3
     states.requires_grad_()
-    loss = linear_cross_entropy(states, weight, torch.zeros(1 << 16, dtype=torch.long))
+    loss = chunked_loss(states, weight, torch.zeros(1 << 16, dtype=torch.long))
     (own,) = torch.autograd.grad(loss * 2.0**16, states)
     torch.testing.assert_close(own.float(), torch.full((1 << 16, 1), -0.5005), rtol=1e-3, atol=0)
 
@@ -113,7 +124,7 @@ def test_logits_of_all_rows_never_exist():
     states = torch.randn(64, 4, requires_grad=True)
     weight = torch.randn(32, 4, requires_grad=True)
     with Largest() as seen:
-        linear_cross_entropy(states, weight, torch.zeros(64, dtype=torch.long), chunk_elements=8 * 32).backward()
+        linear_cross_entropy(states, weight, torch.zeros(64, dtype=torch.long), chunk_elements=8 * 32)[0].backward()
     assert seen.elements == 8 * 32
 
 
@@ -122,5 +133,5 @@ def test_no_product_is_made_twice():
 
     states, weight = torch.randn(64, 4, requires_grad=True), torch.randn(32, 4, requires_grad=True)
     with FlopCounterMode(display=False) as counter:
-        linear_cross_entropy(states, weight, torch.zeros(64, dtype=torch.long), chunk_elements=256).backward()
+        linear_cross_entropy(states, weight, torch.zeros(64, dtype=torch.long), chunk_elements=256)[0].backward()
     assert counter.get_total_flops() == 6 * 64 * 4 * 32

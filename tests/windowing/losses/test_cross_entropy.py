@@ -68,7 +68,9 @@ def test_every_layout_reduction_and_option_equals_loops(layout, windows, name):
     scale = int((target != ignored).sum()) / sum(bool(target[b, r] != ignored) for b, r, *_ in cells)
 
     def run(reduction):
-        return window_cross_entropy(own_logits, own_target, groups, batch=B, offset=0, reduction=reduction, **options)
+        return window_cross_entropy(
+            own_logits, own_target, groups, batch=B, offset=0, reduction=reduction, **options
+        ).value
 
     assert run("mean").item() == pytest.approx(total / weight, 1e-10)
     assert run("sum").item() == pytest.approx(total * scale, 1e-10)
@@ -85,8 +87,10 @@ def test_the_callers_division_by_its_rows_gives_the_windows_mean(reduction, igno
     target[:ignored] = -100
     groups = split_batch(ONE, RowLayout(N), batch=B, rows=N)
     arguments = {"batch": B, "offset": 0}
-    mean = window_cross_entropy(logits, target, groups, **arguments)
-    loss = window_cross_entropy(logits, target, groups, reduction=reduction, **arguments).sum()
+    mean = window_cross_entropy(logits, target, groups, **arguments).value
+    loss = window_cross_entropy(logits, target, groups, reduction=reduction, **arguments)
+    assert loss.mean == mean
+    loss = loss.value.sum()
     torch.testing.assert_close(loss / (target != -100).sum(), mean)
 
 
@@ -94,12 +98,14 @@ def test_several_groups_give_the_token_weighted_mean():
     _, _, logits, target = case("flat")
     groups = split_batch(TWO, RowLayout(N), batch=B, rows=N)
     joint = window_cross_entropy(logits, target, groups, batch=B, offset=0)
+    of_groups = joint.group_means()
     parts = []
     for group in groups:
         rows = slice(group.samples.start * N, group.samples.stop * N)
         own = split_batch([group.window], RowLayout(N), batch=2, rows=N)
-        parts.append(window_cross_entropy(logits[rows], target[rows], own, batch=2, offset=0))
-    torch.testing.assert_close(joint, (4 * parts[0] + 8 * parts[1]) / 12)
+        parts.append(window_cross_entropy(logits[rows], target[rows], own, batch=2, offset=0).value)
+    torch.testing.assert_close(joint.value, (4 * parts[0] + 8 * parts[1]) / 12)
+    torch.testing.assert_close(of_groups, parts)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +135,7 @@ def test_rows_outside_the_window_may_be_nan_and_get_no_gradient(reduction):
     groups = split_batch(ONE, RowLayout(N), batch=B, rows=N)
     loss = window_cross_entropy(
         spoilt.flatten(0, 1), target.flatten(), groups, batch=B, offset=0, reduction=reduction, label_smoothing=0.1
-    )
+    ).value
     loss.sum().backward()
     assert loss.isfinite().all()
     assert leaf.grad.isfinite().all()
@@ -141,15 +147,32 @@ def test_rows_outside_the_window_may_be_nan_and_get_no_gradient(reduction):
 def test_the_whole_sequence_is_the_plain_call(reduction):
     _, _, logits, target = case("grid")
     groups = split_batch([Window(0, N)], RowLayout(N), batch=B, rows=N)
-    own = window_cross_entropy(logits, target, groups, batch=B, offset=0, reduction=reduction)
+    own = window_cross_entropy(logits, target, groups, batch=B, offset=0, reduction=reduction).value
     torch.testing.assert_close(own, F.cross_entropy(logits, target, reduction=reduction), rtol=1e-12, atol=0)
 
 
-def test_a_window_of_ignored_rows_alone_sums_to_zero():
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_a_window_of_ignored_rows_alone_is_zero_and_so_is_its_gradient(reduction):
     _, _, logits, target = case("flat")
     groups = split_batch(ONE, RowLayout(N), batch=B, rows=N)
     target = target.view(B, N).index_fill(1, torch.arange(4, 8), -100).flatten()
-    assert window_cross_entropy(logits, target, groups, batch=B, offset=0, reduction="sum").item() == 0
+    logits.requires_grad_()
+    loss = window_cross_entropy(logits, target, groups, batch=B, offset=0, reduction=reduction)
+    assert loss.value.abs().max() == loss.mean == loss.group_means()[0] == 0
+    assert torch.autograd.grad(loss.value.sum(), logits)[0].abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("legacy", "reduction"),
+    [({"size_average": False}, "sum"), ({"reduce": False}, "none"), ({"size_average": True}, "mean")],
+)
+@pytest.mark.filterwarnings("ignore:size_average and reduce args:UserWarning")
+def test_the_reduction_of_torch_0_4_is_understood(legacy, reduction):
+    _, _, logits, target = case("flat")
+    groups = split_batch(ONE, RowLayout(N), batch=B, rows=N)
+    own = window_cross_entropy(logits, target, groups, batch=B, offset=0, **legacy).value
+    wanted = window_cross_entropy(logits, target, groups, batch=B, offset=0, reduction=reduction).value
+    assert torch.equal(own, wanted)
 
 
 @pytest.mark.parametrize(
