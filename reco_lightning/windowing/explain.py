@@ -155,7 +155,9 @@ def explain(module: pl.LightningModule, batch: Any, callback: ReCoCallback, *, b
     try:
         for kind in settings.step_kinds:
             measured = _cost(module, dry_run, selection, (settings, kind))
-            costs.append(WindowCost(kind.window, kind.probability, *measured, attached=kind.attached))
+            costs.append(
+                WindowCost(kind.window, kind.probability, *measured, attached=min(kind.attached, kind.window.start))
+            )
     finally:
         selection.engine.remove()
     trace = selection.trace

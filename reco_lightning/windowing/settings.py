@@ -120,6 +120,8 @@ class ReCoSettings:
     @property
     def attached_tokens(self) -> int:
         """Tokens in front of a window that are trained through, in the steps in which any are."""
+        if self.context == "attached":
+            return self.sampler.tokens  # as many as there are
         return self.attached_blocks * self.sampler.tokens_per_block
 
     @property

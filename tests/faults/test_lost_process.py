@@ -8,6 +8,7 @@ import re
 import signal
 from contextlib import suppress
 from datetime import timedelta
+from subprocess import Popen
 
 import lightning.pytorch as pl
 import pytest
@@ -24,12 +25,14 @@ pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings("ignore:.*mult
 class Lose(pl.Callback):
     """Sends a signal to the process of the second rank at its third batch."""
 
-    def __init__(self, number, folder):
-        self.number, self.folder = number, folder
+    def __init__(self, number, folder, gone_after):
+        self.number, self.folder, self.gone_after = number, folder, gone_after
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         (self.folder / f"{trainer.global_rank}.pid").write_text(str(os.getpid()))
         if batch_idx == 2 and trainer.global_rank == 1:
+            if self.number == signal.SIGSTOP:  # torch would wait half a minute for it to end, after all has been said
+                Popen(["sh", "-c", f"sleep {self.gone_after}; kill -9 {os.getpid()}"])
             os.kill(os.getpid(), self.number)
 
 
@@ -48,7 +51,11 @@ def fit(folder, number, seconds):
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[ReCoCallback(WindowSampler(3, 4)), StopOnSignal(every_n_batches=3), Lose(number, folder)],
+        callbacks=[
+            ReCoCallback(WindowSampler(3, 4)),
+            StopOnSignal(every_n_batches=3),
+            Lose(number, folder, gone_after=seconds + 6),
+        ],
     )
     trainer.fit(model, torch.utils.data.DataLoader(clips, batch_size=2))
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 
 from reco_lightning.cli.entry_point import main
 from reco_lightning.data.tokens.shards import ClipSource, TokenShardWriter
-from tests.helpers.processes import clean_environment, forked, free_port, started
+from tests.helpers.processes import clean_environment, forked, free_port
 
 pytestmark = pytest.mark.distributed
 
@@ -38,8 +37,7 @@ def options(tokens: Path, output: Path, *, nodes: int) -> list[str]:
 def torchrun(node: int, port: str, arguments: list[str]) -> AbstractContextManager[list[Any]]:
     line = ["--nnodes", str(NODES), "--nproc_per_node", "1", "--node_rank", str(node)]
     line += ["--master_addr", "127.0.0.1", "--master_port", port]
-    command = [sys.executable, "-m", "torch.distributed.run", *line, "-m", "reco_lightning", *arguments]
-    return started(command, environment=clean_environment())
+    return forked("torch.distributed.run", *line, "-m", "reco_lightning", *arguments)
 
 
 def slurm(node: int, port: str, arguments: list[str]) -> AbstractContextManager[list[Any]]:

@@ -73,11 +73,11 @@ def engine_gradients(
     weight: float = 0.0,
     attached: int = 0,
 ) -> dict[str, torch.Tensor]:
-    engine = FrozenEngine(network.blocks, Head(network.head), RowLayout(N), context=context)
+    engine = FrozenEngine(network.blocks, Head(network.head), RowLayout(N), trains_keys=context == "keys")
     network.zero_grad()
     engine.install()
     try:
-        engine.activate(windows, attached=attached)
+        engine.activate(windows, attached=N if context == "attached" else attached)
         logits = network(tokens[:, :-1], labels)
         output = engine.output
         shift = network.prefix - 1
@@ -112,10 +112,10 @@ def test_reference_is_the_network(prefix):
 def test_logits_equal_the_plain_forward_on_every_window_and_nan_elsewhere(prefix, context):
     network, tokens, labels = make(prefix)
     plain = network(tokens[:, :-1], labels)
-    engine = FrozenEngine(network.blocks, Head(network.head), RowLayout(N), context=context)
+    engine = FrozenEngine(network.blocks, Head(network.head), RowLayout(N), trains_keys=context == "keys")
     engine.install()
     for window in WINDOWS:
-        engine.activate([window])
+        engine.activate([window], attached=N if context == "attached" else 0)
         logits = network(tokens[:, :-1], labels)
         _, start, stop = rows_of(network, window)
         torch.testing.assert_close(logits[:, start:stop], plain[:, start:stop], atol=1e-5, rtol=1e-5)

@@ -1,64 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads clips of frames from a video file.
-
-decord reads, opened anew for every clip, wherever `probe` has proved on the file itself that its frames are right.
-PyAV, which decodes from the start and counts, takes over for all other files. Where the video is a folder of frames,
-`reco_lightning.data.video.frames` reads.
-"""
+"""Reads clips of frames from a video, whatever it is stored as."""
 
 from __future__ import annotations
 
-import contextlib
-import math
 import os
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
-import av
 import numpy as np
-from av.container import InputContainer
-from av.video.reformatter import VideoReformatter
-from av.video.stream import VideoStream
 
-from reco_lightning.data.video.decoders import (
-    Pixels,
-    VideoError,
-    decode_frames,
-    frame_pixels,
-    open_video,
-    read_decord,
-    read_pyav,
-)
-from reco_lightning.data.video.frames import FrameFolder, is_frame_folder, probe_frames, read_frames
+from reco_lightning.data.video.decoders import Pixels, VideoError, VideoInfo
+from reco_lightning.data.video.file import VideoFile
+from reco_lightning.data.video.frames import FrameFolder, is_frame_folder
 from reco_lightning.support.argument_checks import check_choice, check_int, check_path
 
-__all__ = ["Resize", "VideoError", "VideoInfo", "fit_size", "probe", "read_clip"]
+__all__ = ["Resize", "VideoError", "VideoInfo", "fit_size", "open_source", "probe", "read_clip"]
 
 Resize = Literal["short_side_crop", "squash"]
-Reader = Literal["decord", "pyav", "frames"]
-
-_PRINT = 64  # side of a frame's fingerprint before pooling; decord pads the rows of some smaller widths
-_LATE = 0.25  # seconds that a header may promise beyond the last frame
-_TOLERANCE = 0.25  # grey levels by which another frame must match better before decord's frame counts as wrong
-
-
-class VideoInfo(NamedTuple):
-    """What `probe` found in a video file.
-
-    Attributes:
-        frames: Number of frames that decode.
-        fps: Average frames per second; 0.0 where the file does not say.
-        height: Height in pixels as displayed, rotation metadata applied.
-        width: Width in pixels as displayed.
-        reader: The reader that returns the right frames of this file: `decord` or `pyav`; `frames` for a folder.
-    """
-
-    frames: int
-    fps: float
-    height: int
-    width: int
-    reader: Reader = "decord"
 
 
 def fit_size(height: int, width: int, *, size: int | tuple[int, int], resize: Resize) -> tuple[int, int]:
@@ -90,6 +49,18 @@ def fit_size(height: int, width: int, *, size: int | tuple[int, int], resize: Re
     return max(high, round(height * scale)), max(wide, round(width * scale))
 
 
+def open_source(path: str | os.PathLike[str]) -> VideoFile | FrameFolder:
+    """Chooses how a video is read: as a file, or as a folder of frames where the path leads to a folder.
+
+    Args:
+        path: The video; one inside a zip file is `videos.zip/first`. A file need not exist.
+
+    Raises:
+        VideoError: The zip file cannot be read.
+    """
+    return FrameFolder(path) if is_frame_folder(path) else VideoFile(path)
+
+
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
     """Decode a file once from start to end and say what it holds and who can read it.
 
@@ -113,36 +84,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         reco_lightning.data.video.decoders.VideoError: ...missing.mp4: is not a file
     """
     check_path(path=path)
-    path = os.path.abspath(path)
-    if is_frame_folder(path):
-        frames, height, width = probe_frames(path)
-        return VideoInfo(frames, 0.0, height, width, "frames")
-    if not os.path.isfile(path):
-        raise VideoError(path, "is not a file")
-    if os.path.getsize(path) == 0:
-        raise VideoError(path, "is empty (0 bytes)")
-    prints: list[Pixels] = []
-    first, end = math.inf, 0.0
-    with open_video(path) as (container, stream):
-        scaler = VideoReformatter()
-        turns, height, width = 0, 0, 0
-        for frame in decode_frames(path, container, stream):
-            if not prints:
-                turns, height, width = frame.rotation // 90, frame.height, frame.width
-            prints.append(_fingerprint(frame_pixels(scaler, frame, height=_PRINT, width=_PRINT)))
-            if frame.pts is not None and frame.time_base is not None:
-                first = min(first, float(frame.pts * frame.time_base))
-                end = max(end, float((frame.pts + (frame.duration or 0)) * frame.time_base))
-        fps = float(stream.average_rate or stream.guessed_rate or 0)
-        declared = _declared_end(container, stream, first)
-    if not prints:
-        raise VideoError(path, "holds no frame that decodes")
-    if declared is not None and declared - end > max(_LATE, 0.02 * declared):
-        raise VideoError(path, f"is cut off: its frames end at {end:.1f} of {declared:.1f} seconds")
-    if turns % 2:
-        height, width = width, height
-    reader: Reader = "decord" if _decord_agrees(path, np.stack(prints)) else "pyav"
-    return VideoInfo(len(prints), fps, height, width, reader)
+    return open_source(path).probe()
 
 
 def read_clip(
@@ -189,20 +131,17 @@ def read_clip(
     check_int(at_least=0, start=start)
     check_int(at_least=1, frames=frames, stride=stride)
     high, wide = _sides(size)
-    path = os.path.abspath(path)
-    known = _remembered_probe(path) if info is None else info
+    source = open_source(path)
+    try:
+        known = _probe_unchanged(source.path, *source.stamp()) if info is None else info
+    except OSError as error:
+        raise VideoError(source.path, f"cannot be read: {error.strerror}") from error
     indices = range(start, start + frames * stride, stride)
     if indices[-1] >= known.frames:
         need = f"a clip of {frames} at stride {stride} from frame {start} needs {indices[-1] + 1}"
-        raise VideoError(path, f"holds {known.frames} frames; {need}")
+        raise VideoError(source.path, f"holds {known.frames} frames; {need}")
     scaled = fit_size(known.height, known.width, size=(high, wide), resize=resize)
-    clip = None
-    if known.reader == "frames":
-        clip = read_frames(path, indices, total=known.frames, size=scaled)
-    elif known.reader == "decord":
-        clip = read_decord(path, indices, total=known.frames, size=scaled)
-    if clip is None:
-        clip = read_pyav(path, indices, size=scaled)
+    clip = source.read(indices, info=known, size=scaled)
     top, left = (scaled[0] - high) // 2, (scaled[1] - wide) // 2
     return np.ascontiguousarray(clip[:, top : top + high, left : left + wide])  # (T, H, W, 3)
 
@@ -214,52 +153,6 @@ def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
     if len(sides) != 2 or min(sides) < 1:
         raise ValueError(f"size must be a positive side or a pair (height, width) in pixels, got {size!r}")
     return sides[0], sides[1]
-
-
-def _declared_end(container: InputContainer, stream: VideoStream, first: float) -> float | None:
-    """Second at which the file's header says that the video ends; None where it does not say or nothing has a time."""
-    if first == math.inf:
-        return None
-    if container.format.name.startswith("matroska"):  # the end of this stream as HH:MM:SS.fraction
-        with contextlib.suppress(KeyError, ValueError):
-            hours, minutes, seconds = stream.metadata["DURATION"].split(":")
-            return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-    if stream.duration is not None and stream.time_base:
-        return first + float(stream.duration * stream.time_base)
-    if container.duration is not None and len(container.streams) == 1:  # else it may be the sound's
-        return first + container.duration / av.time_base
-    return None
-
-
-def _fingerprint(pixels: Pixels) -> Pixels:
-    cell = _PRINT // 16
-    grey = pixels.reshape(16, cell, 16, cell, 3).mean((1, 3, 4))  # (16, 16)
-    return grey.round().astype(np.uint8)
-
-
-def _decord_agrees(path: str, truth: Pixels) -> bool:
-    """Whether decord returns the frames of `truth`, fingerprints (frames, 16, 16), where it is asked for them."""
-    total = len(truth)
-    for start in sorted({max(0, total - 3), total // 2, 0}, reverse=True):
-        indices = range(start, min(start + 3, total))
-        clip = read_decord(path, indices, total=total, size=(_PRINT, _PRINT))
-        if clip is None:
-            return False
-        for index, pixels in zip(indices, clip, strict=True):
-            distance = np.abs(truth.astype(np.int16) - _fingerprint(pixels)).mean((1, 2))  # (frames,)
-            if distance[index] > distance.min() + _TOLERANCE:
-                return False
-    return True
-
-
-def _remembered_probe(path: str) -> VideoInfo:
-    try:
-        if is_frame_folder(path):
-            return _probe_unchanged(path, *FrameFolder(path).stamp())
-        status = os.stat(path)
-    except OSError as error:
-        raise VideoError(path, f"cannot be read: {error.strerror}") from error
-    return _probe_unchanged(path, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=1024)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import Literal, NamedTuple, cast
 
 import av
 import numpy as np
@@ -18,9 +18,19 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-__all__ = ["Pixels", "VideoError", "decode_frames", "frame_pixels", "open_video", "read_decord", "read_pyav"]
+__all__ = [
+    "Pixels",
+    "VideoError",
+    "VideoInfo",
+    "decode_frames",
+    "frame_pixels",
+    "open_video",
+    "read_decord",
+    "read_pyav",
+]
 
 Pixels = npt.NDArray[np.uint8]
+Reader = Literal["decord", "pyav", "frames"]
 
 _GAP = 1024  # bytes between the packets of a Matroska file, where only short headers lie
 _HOLE = bytes(64)  # no entropy-coded picture holds a run of 64 zero bytes: it is a part that was never written
@@ -47,6 +57,24 @@ class VideoError(ValueError):
     def __init__(self, path: str | os.PathLike[str], reason: str | None = None) -> None:
         super().__init__(os.fspath(path) if reason is None else f"{os.fspath(path)}: {reason}")
         self.reason = os.fspath(path) if reason is None else reason
+
+
+class VideoInfo(NamedTuple):
+    """What `probe` found in a video file.
+
+    Attributes:
+        frames: Number of frames that decode.
+        fps: Average frames per second; 0.0 where the file does not say.
+        height: Height in pixels as displayed, rotation metadata applied.
+        width: Width in pixels as displayed.
+        reader: The reader that returns the right frames of this file: `decord` or `pyav`; `frames` for a folder.
+    """
+
+    frames: int
+    fps: float
+    height: int
+    width: int
+    reader: Reader = "decord"
 
 
 @contextmanager

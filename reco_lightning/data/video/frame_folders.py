@@ -111,7 +111,7 @@ def read_frame_labels(root: str | os.PathLike[str]) -> dict[str, int | str]:
             continue
         path = os.path.normpath(os.path.join(folder, LABELS))
         try:
-            content = json.loads(FrameFolder(folder).read(LABELS))["labels"]
+            content = json.loads(FrameFolder(folder).read_file(LABELS))["labels"]
             labels = dict(content or {})
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f'{path} must be {{"labels": [["first/0001.png", 3], ...]}}, got {error!r}') from error

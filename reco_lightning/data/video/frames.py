@@ -18,7 +18,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-from reco_lightning.data.video.decoders import Pixels, VideoError, frame_pixels
+from reco_lightning.data.video.decoders import Pixels, VideoError, VideoInfo, frame_pixels
 
 __all__ = [
     "IMAGE_EXTENSIONS",
@@ -26,8 +26,6 @@ __all__ = [
     "frame_order",
     "is_frame_folder",
     "is_image",
-    "probe_frames",
-    "read_frames",
     "split_zip",
     "zip_folders",
 ]
@@ -68,7 +66,7 @@ def frame_order(name: str) -> tuple[int, list[str | int]]:
 
 
 class FrameFolder:
-    """The frames of one video: the pictures in a folder, in the order of `frame_order`.
+    """A video of pictures in a folder, in the order of `frame_order`; does what `VideoFile` does.
 
     Args:
         path: The folder; one inside a zip file is `videos.zip/first`. Folders below it and hidden files do not count.
@@ -104,7 +102,35 @@ class FrameFolder:
             raise VideoError(self.path, f"cannot be read: {error.strerror}") from error
         self.names = sorted(filter(is_image, names), key=frame_order)
 
-    def read(self, name: str) -> bytes:
+    def probe(self) -> VideoInfo:
+        """Decodes all frames once and says what they are.
+
+        Raises:
+            VideoError: There is no frame, one is damaged, or they differ in size; the reason names the first such file.
+        """
+        shape: tuple[int, int] | None = None
+        for name in self.names:
+            height, width = _shape(_decode(self, name))
+            if shape not in (None, (height, width)):
+                raise VideoError(self.path, f"{name} is {height} x {width} pixels, {self.names[0]} is not")
+            shape = height, width
+        if shape is None:
+            raise VideoError(self.path, f"holds no frame: no file that ends in {', '.join(IMAGE_EXTENSIONS)}")
+        return VideoInfo(len(self.names), 0.0, *shape, "frames")
+
+    def read(self, indices: range, *, info: VideoInfo, size: tuple[int, int]) -> Pixels:
+        """Reads the frames at ascending `indices`, scaled to `size` (height, width): uint8 (T, height, width, 3).
+
+        Raises:
+            VideoError: A frame cannot be read, or there are more or fewer than there were.
+        """
+        if len(self.names) != info.frames:
+            raise VideoError(self.path, f"held {info.frames} frames and now holds {len(self.names)}")
+        scaler = VideoReformatter()
+        frames = (_decode(self, self.names[index]) for index in indices)
+        return np.stack([frame_pixels(scaler, frame, height=size[0], width=size[1]) for frame in frames])
+
+    def read_file(self, name: str) -> bytes:
         """Content of a file in the folder.
 
         Args:
@@ -148,52 +174,6 @@ def is_frame_folder(path: str | os.PathLike[str]) -> bool:
         return True
     archive, inside = split_zip(os.path.abspath(path))
     return bool(archive) and inside in zip_folders(archive)
-
-
-def probe_frames(path: str | os.PathLike[str]) -> tuple[int, int, int]:
-    """Decode every frame of a folder once.
-
-    Args:
-        path: The folder, as in `FrameFolder`.
-
-    Returns:
-        Number of frames, height and width in pixels.
-
-    Raises:
-        VideoError: There is no frame, one is damaged, or they differ in size; the reason names the first such file.
-    """
-    folder = FrameFolder(path)
-    shape: tuple[int, int] | None = None
-    for name in folder.names:
-        height, width = _shape(_decode(folder, name))
-        if shape not in (None, (height, width)):
-            raise VideoError(folder.path, f"{name} is {height} x {width} pixels, {folder.names[0]} is not")
-        shape = height, width
-    if shape is None:
-        raise VideoError(folder.path, f"holds no frame: no file that ends in {', '.join(IMAGE_EXTENSIONS)}")
-    return len(folder.names), *shape
-
-
-def read_frames(path: str, indices: range, *, total: int, size: tuple[int, int]) -> Pixels:
-    """Read frames of a folder; the counterpart of `read_pyav`.
-
-    Args:
-        path: The folder, as in `FrameFolder`.
-        indices: Frame numbers, from 0 in the order of `frame_order`.
-        total: Number of frames that there were.
-        size: (height, width) that each is scaled to.
-
-    Returns:
-        uint8 (T, height, width, 3), RGB.
-
-    Raises:
-        VideoError: A frame cannot be read, or there are more or fewer frames than there were.
-    """
-    folder, scaler = FrameFolder(path), VideoReformatter()
-    if len(folder.names) != total:
-        raise VideoError(folder.path, f"held {total} frames and now holds {len(folder.names)}")
-    frames = (_decode(folder, folder.names[index]) for index in indices)
-    return np.stack([frame_pixels(scaler, frame, height=size[0], width=size[1]) for frame in frames])
 
 
 def split_zip(path: str) -> tuple[str, str]:
@@ -261,7 +241,7 @@ def _read_member(path: str, member: ZipMember) -> bytes:
 
 
 def _decode(folder: FrameFolder, name: str) -> VideoFrame:
-    data = folder.read(name)
+    data = folder.read_file(name)
     codec = next((codec for start, codec in _CODECS if data.startswith(start)), None)
     if codec is None:
         raise VideoError(folder.path, f"{name} is {'no picture' if data else 'empty (0 bytes)'}")

@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
-from reco_lightning.data.video.clip import VideoError, VideoInfo, probe
-from reco_lightning.data.video.frames import FrameFolder, is_frame_folder
+from reco_lightning.data.video.clip import VideoError, VideoInfo, open_source, probe
 
 __all__ = ["VIDEO_EXTENSIONS", "Scan", "cache_file", "find_videos", "leads_back", "scan_videos"]
 
@@ -146,12 +145,9 @@ def _outcome(path: str) -> VideoInfo | str:
 
 def _stamp(path: str) -> list[int]:
     try:
-        if is_frame_folder(path):
-            return FrameFolder(path).stamp()
-        status = os.stat(path)
+        return open_source(path).stamp()
     except (OSError, VideoError):
         return []
-    return [status.st_size, status.st_mtime_ns]
 
 
 def _makers() -> str:

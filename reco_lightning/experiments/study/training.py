@@ -100,8 +100,7 @@ class StepCosts:
             self.engine = found.engine
             self.expected = found.operations
             for cost in found.windows:
-                through = min(cost.attached, cost.window.start)
-                self._windows[cost.window.start, cost.window.stop, through] = cost.operations
+                self._windows[cost.window.start, cost.window.stop, cost.attached] = cost.operations
 
     def of(self, kind: Kind) -> float:
         """Operations of a step.

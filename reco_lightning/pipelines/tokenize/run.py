@@ -23,8 +23,7 @@ from reco_lightning.data.index.captions import read_captions
 from reco_lightning.data.index.layouts import Layout
 from reco_lightning.data.tokens.manifest import MANIFEST, Manifest, check_grid, file_sha256
 from reco_lightning.data.tokens.writer import ClipSource, TokenShardWriter, refuse_shards
-from reco_lightning.data.video.clip import Resize, VideoError, fit_size
-from reco_lightning.data.video.frames import FrameFolder, is_frame_folder
+from reco_lightning.data.video.clip import Resize, VideoError, fit_size, open_source
 from reco_lightning.pipelines.tokenize.encoding import ClipsToEncode, EncodeModule, PartsCallback, as_it_was
 from reco_lightning.pipelines.tokenize.partial_output import UnfinishedTokens
 from reco_lightning.support.argument_checks import check_flag, check_int, check_path
@@ -282,10 +281,10 @@ def _relative(path: str, folder: VideoFolder) -> str:
 
 
 def _state_of(path: str, folder: VideoFolder) -> str:
-    if is_frame_folder(path):
-        size = FrameFolder(path).stamp()[0]
-    else:
-        size = os.path.getsize(path) if os.path.exists(path) else 0
+    try:
+        size, _ = open_source(path).stamp()
+    except FileNotFoundError:
+        size = 0
     return f"{size} bytes, {folder.infos[path].frames} frames"
 
 

@@ -22,7 +22,7 @@ from typing_extensions import override
 from reco_lightning.windowing.engines.base import Engine, ForwardState, Head
 from reco_lightning.windowing.engines.call_slicing import cut_call, map_hidden
 from reco_lightning.windowing.engines.interception import PatchedMethod
-from reco_lightning.windowing.rows import Context, RowLayout
+from reco_lightning.windowing.rows import RowLayout
 
 __all__ = ["DetachedEngine"]
 
@@ -52,7 +52,6 @@ class DetachedEngine(Engine):
         blocks: The network's blocks in order; states (B, T, D), or (B, T, H, W, C) where the length is fixed.
         head: The head.
         layout: Where the video's tokens lie in the network's sequence.
-        context: ``"attached"`` leaves the context's gradients on; ``"frozen"`` and ``"keys"`` detach its states.
         fixed_length: Whether all rows are run, or those up to the window's end.
     """
 
@@ -62,12 +61,10 @@ class DetachedEngine(Engine):
         head: Head,
         layout: RowLayout,
         *,
-        context: Context = "frozen",
         fixed_length: bool,
     ) -> None:
         patches = [PatchedMethod(block, "forward", partial(self._block, index)) for index, block in enumerate(blocks)]
         super().__init__("masked" if fixed_length else "prefix", patches, head, layout)
-        self.context = context
         self.fixed_length = fixed_length
         self._last = len(blocks) - 1
         self._run: _State | None = None
@@ -84,7 +81,7 @@ class DetachedEngine(Engine):
             return torch.cat(parts)
 
         constant = None
-        if self.context != "attached" and any(group.first for group in groups):
+        if any(group.first for group in groups):
             constant = row < per_sample([group.first for group in groups])
         # A network of fixed length is given all rows: only altered ones show whether it looks at those of the future.
         later = row >= per_sample([group.stop for group in groups]) if self._inference else None

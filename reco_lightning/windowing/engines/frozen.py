@@ -39,7 +39,7 @@ from reco_lightning.windowing.engines.context_kv import (
 )
 from reco_lightning.windowing.engines.interception import PatchedMethod
 from reco_lightning.windowing.engines.mingpt import MinGPTAttention, is_mingpt_attention
-from reco_lightning.windowing.rows import Context, RowLayout
+from reco_lightning.windowing.rows import RowLayout
 
 __all__ = ["FrozenEngine"]
 
@@ -62,15 +62,15 @@ class _State(ForwardState):
 
 
 class FrozenEngine(Engine):
-    """Runs a stack of attention blocks on windows with a frozen, key-trained or attached context.
+    """Runs a stack of attention blocks on windows with a frozen or key-trained context.
 
     Args:
         blocks: The network's blocks in order; each is called once per forward with the states (B, T, D) first, and
-            attends through ``torch.nn.functional.scaled_dot_product_attention`` (any context but ``"attached"``).
+            attends through ``torch.nn.functional.scaled_dot_product_attention``.
         head: The head.
         layout: Where the video's tokens lie in the network's sequence.
-        context: ``"frozen"`` (the paper), ``"keys"`` (the context's states are constants, but its keys and values train
-            the projections that make them) or ``"attached"`` (the context is trained through).
+        trains_keys: Whether the context's keys and values train the projections that make them; its states are
+            constants. The paper trains nothing of the context.
         recompute: Whether blocks are run again in the backward pass (activation checkpointing): the context's states
             are then kept until the step ends.
         joint: How context keys and values reach the window's attention; through scaled dot-product attention by
@@ -84,14 +84,14 @@ class FrozenEngine(Engine):
         head: Head,
         layout: RowLayout,
         *,
-        context: Context = "frozen",
+        trains_keys: bool = False,
         recompute: bool = False,
         joint: ContextKV | None = None,
         name: str = "frozen",
     ) -> None:
         patches = [PatchedMethod(block, "forward", partial(self._block, index)) for index, block in enumerate(blocks)]
         super().__init__(name, patches, head, layout)
-        self.context = context
+        self.trains_keys = trains_keys
         self.recompute = recompute or any(checkpoints_itself(block) for block in blocks)
         self.last = len(blocks) - 1
         self._blocks = list(blocks)
@@ -155,7 +155,7 @@ class FrozenEngine(Engine):
         run = self._run
         assert run is not None
         group = run.groups[number]
-        first = 0 if self.context == "attached" else group.first
+        first = group.first
         if index == 0:
             own = hidden if len(run.groups) == 1 else hidden[group.samples]
             window, context = own[:, first : group.stop], own[:, :first].detach()
@@ -203,9 +203,8 @@ class FrozenEngine(Engine):
                 attention.start = None
 
     def _context_pass(self, call: Callable[..., Any], kept: ContextCache, device: str) -> torch.Tensor | None:
-        trains_keys = self.context == "keys" and torch.is_grad_enabled()
         try:
-            with torch.set_grad_enabled(trains_keys), _autocast_without_cache(device):
+            with torch.set_grad_enabled(self.trains_keys and torch.is_grad_enabled()), _autocast_without_cache(device):
                 output = self._joint.run_context(call, kept)
         except AttentionReachedError:
             return None

@@ -102,11 +102,11 @@ def build_engine(
     if name == "dropped":
         return DroppedEngine(module.get_submodule(trace.network), head, layout, rows=trace.rows)
     if name == "masked":
-        return DetachedEngine(blocks, head, layout, context=context, fixed_length=True)
+        return DetachedEngine(blocks, head, layout, fixed_length=True)
     if not trace.flat:
         raise MisconfigurationException(f"{kind} take states of more dimensions than (B, T, D), which cannot be cut")
     if name == "prefix":
-        return DetachedEngine(blocks, head, layout, context=context, fixed_length=False)
+        return DetachedEngine(blocks, head, layout, fixed_length=False)
     joint: ContextKV = AttentionContextKV()
     if name == "cache":
         argument, *others = set(map(find_cache_argument, blocks))
@@ -126,7 +126,9 @@ def build_engine(
             f"{kind} attend without torch.nn.functional.scaled_dot_product_attention; let them attend by it (with "
             "transformers: attn_implementation='sdpa')"
         )
-    return FrozenEngine(blocks, head, layout, context=context, recompute=trace.recomputed, joint=joint, name=name)
+    return FrozenEngine(
+        blocks, head, layout, trains_keys=context == "keys", recompute=trace.recomputed, joint=joint, name=name
+    )
 
 
 def _has_mingpt_attention(block: nn.Module) -> bool:

@@ -7,6 +7,7 @@ import pytest
 
 from reco_lightning.data.video import clip as video
 from reco_lightning.data.video import decoders as readers
+from reco_lightning.data.video import file
 from reco_lightning.data.video.clip import VideoError, VideoInfo, fit_size, probe, read_clip
 from tests.helpers.videos import cut_in_front, damage, encode, encode_sound, grey_frames, numbers_of, turn
 
@@ -136,10 +137,8 @@ def test_a_bridge_set_by_the_user_does_no_harm(plain):
 
 
 def test_a_reader_that_returns_other_frames_is_not_trusted(plain, monkeypatch):
-    honest = video.read_decord
-    monkeypatch.setattr(
-        video, "read_decord", lambda path, indices, **rest: honest(path, range(0, len(indices)), **rest)
-    )
+    honest = file.read_decord
+    monkeypatch.setattr(file, "read_decord", lambda path, indices, **rest: honest(path, range(0, len(indices)), **rest))
     assert probe(plain).reader == "pyav"
 
 

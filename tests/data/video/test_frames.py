@@ -110,7 +110,7 @@ def test_a_folder_that_changes_is_noticed(tmp_path):
     with pytest.raises(VideoError, match="cannot be read: No such file"):
         FrameFolder(tmp_path / "b")
     with pytest.raises(VideoError, match=r"notes\.txt cannot be read"):
-        FrameFolder(folder).read("notes.txt")
+        FrameFolder(folder).read_file("notes.txt")
 
 
 def test_zip_files_that_cannot_be_used_are_named(tmp_path):
