@@ -118,7 +118,7 @@ _HOMES = {
     "shard_sizes": "cli.shard_sizes",
     "stopping": "callbacks.stop_on_signal",
     "study": "experiments.study",
-    "study.claims": "experiments.study.claims",
+    "study.claims": "experiments.study.locks",
     "study.clips": "experiments.study.clips",
     "study.command": "experiments.study.command",
     "study.digits": "experiments.study.digits",

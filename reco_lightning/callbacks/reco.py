@@ -248,7 +248,7 @@ class ReCoCallback(pl.Callback):
         def reduce(sums: torch.Tensor) -> torch.Tensor:
             return module.trainer.strategy.reduce(sums, reduce_op="sum")
 
-        self._losses.look(self.sampler, step=step_index, reduce=reduce)
+        self._losses.update(self.sampler, step=step_index, reduce=reduce)
         return self._losses.probabilities(self.sampler.at(progress))
 
     def _prove(self, module: pl.LightningModule, step: Callable[[], Any]) -> Injection:

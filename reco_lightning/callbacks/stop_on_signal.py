@@ -25,7 +25,7 @@ STOPPED = 128 + signal.SIGTERM  # exit status, as shells have it for a process e
 
 
 def last_checkpoint(trainer: pl.Trainer) -> str:
-    """The file that a checkpoint of this moment belongs in: the one that `--ckpt_path last` finds.
+    """Returns the file that a checkpoint of this moment belongs in: the one that `--ckpt_path last` finds.
 
     Args:
         trainer: The trainer, set up.

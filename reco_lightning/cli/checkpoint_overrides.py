@@ -77,7 +77,7 @@ def changed_values(stored: Mapping[str, Any], used: Mapping[str, Any], prefix: s
 
 
 def merge_group(restored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of an optimizer group after a resume: the given ones, the learning rate at its place in the schedule.
+    """Merges the options of an optimizer group after a resume: the given win, the learning rate follows its schedule.
 
     Args:
         restored: The group as the checkpoint left it.

@@ -30,7 +30,7 @@ __all__ = ["COMMANDS", "Command", "main", "resolve_recipes"]
 
 @dataclass(frozen=True)
 class Command:
-    """One word after `reco`.
+    """A command: one word after `reco`.
 
     Args:
         name: The word.

@@ -19,7 +19,7 @@ _ORDER = ("class_path", "init_args", "seed_everything", "sizes_from_shards", "mo
 
 
 def recipe_listing() -> str:
-    """The packaged recipes with one line each, whole ones first, then by folder and by table.
+    """Returns the packaged recipes with one line each, whole ones first, then by folder and by table.
 
     Example:
         >>> recipe_listing().splitlines()[1].split(maxsplit=1)
@@ -39,7 +39,7 @@ def recipe_listing() -> str:
 
 
 def recipe_text(recipe: Recipe, source: str | None = None) -> str:
-    """A recipe as one YAML file that stands alone and opens with its launch commands.
+    """Returns a recipe as one YAML file that stands alone and opens with its launch commands.
 
     Args:
         recipe: The recipe.

@@ -16,7 +16,7 @@ __all__ = ["infer_sizes", "sizes_of"]
 
 
 def sizes_of(manifest: Manifest, *, frame_blocks: int) -> tuple[dict[str, Any], dict[str, int]]:
-    """Sizes of a network and of a window sampler that fit token shards.
+    """Returns the sizes of a network and of a window sampler that fit token shards.
 
     Args:
         manifest: Of the shards.

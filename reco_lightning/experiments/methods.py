@@ -23,7 +23,7 @@ _FOLDER = Path(recipes.__file__).parent / "method"
 
 @dataclass(frozen=True)
 class Method:
-    """Which tokens a step optimises, and how.
+    """A training method: the tokens that a step optimises, and how.
 
     Args:
         name: Its name in tables.
@@ -91,7 +91,7 @@ _SAMPLER_ARGUMENTS = ("window_blocks", "stride_blocks", "first_window_prob", "sc
 
 
 def method_names() -> list[str]:
-    """Names of the packaged methods.
+    """Returns the names of the packaged methods.
 
     Example:
         >>> "reco" in method_names()

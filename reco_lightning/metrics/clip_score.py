@@ -36,7 +36,7 @@ _PICTURES = 64  # at a time; 64 of 224 x 224 take about 2 GB in ViT-L
 
 
 class PictureTextEncoder(Protocol):
-    """What CLIPScore needs of a network: vectors of pictures and of texts, in one space."""
+    """The network that CLIPScore needs: vectors of pictures and of texts, in one space."""
 
     @property
     def weights_hash(self) -> str:
@@ -164,7 +164,7 @@ class CLIP:
 
 
 def clip_score(videos: Tensor, texts: Sequence[str], encoder: PictureTextEncoder, *, frames: int) -> Tensor:
-    r"""Cosine between a video's frames and its text.
+    r"""Returns the cosine between a video's frames and its text.
 
     .. math:: S_{b,f} = \frac{I(x_{b,f}) \cdot T(c_b)}{\lVert I(x_{b,f}) \rVert \, \lVert T(c_b) \rVert}
 

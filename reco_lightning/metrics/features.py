@@ -47,7 +47,7 @@ class FeatureExtractor(Protocol):
 
 
 def git_blob_id(path: str | os.PathLike[str]) -> str:
-    """The id that git gives to a file's content, by which a download can be compared with public repositories.
+    """Returns the id that git gives to a file's content, by which a download can be compared with public repositories.
 
     Args:
         path: The file.
@@ -70,7 +70,7 @@ def git_blob_id(path: str | os.PathLike[str]) -> str:
 
 
 def weights_id(extractor: object) -> str:
-    """What identifies an extractor's weights: its attribute `weights`, or a hash of a module's tensors.
+    """Returns what identifies an extractor's weights: its attribute `weights`, or a hash of a module's tensors.
 
     Args:
         extractor: The extractor.
@@ -159,7 +159,7 @@ class TorchScriptFeatures:
         check_path(path=path)
         check_int(at_least=1, width=width, batch_size=batch_size)
         if not Path(path).is_file():
-            raise ValueError(f"path must be a TorchScript file, got {os.fspath(path)!r}, which is no file")
+            raise ValueError(f"path must be an existing TorchScript file, got {os.fspath(path)!r} (no such file)")
         self.path, self.protocol = os.fspath(path), fvd_protocol(protocol)
         self.width, self.batch_size = width, batch_size
         self.network = _load_script(self.path)

@@ -38,7 +38,7 @@ __all__ = [
 
 
 def frechet_gaussians(mean_1: Tensor, covariance_1: Tensor, mean_2: Tensor, covariance_2: Tensor) -> Tensor:
-    r"""Squared Fréchet distance of two normal distributions.
+    r"""Returns the squared Fréchet distance of two normal distributions.
 
     .. math::
 
@@ -74,7 +74,7 @@ def frechet_gaussians(mean_1: Tensor, covariance_1: Tensor, mean_2: Tensor, cova
 
 
 def frechet_from_moments(real: Moments, generated: Moments, *, ddof: int = 1) -> Tensor:
-    """Squared Fréchet distance of two sets of features, from their sums.
+    """Returns the squared Fréchet distance of two sets of features, from their sums.
 
     Args:
         real: Sums of the one set.
@@ -96,7 +96,7 @@ def frechet_from_moments(real: Moments, generated: Moments, *, ddof: int = 1) ->
 
 
 def frechet_distance(real: Tensor, generated: Tensor, *, ddof: int = 1) -> Tensor:
-    """Squared Fréchet distance of two sets of features.
+    """Returns the squared Fréchet distance of two sets of features.
 
     Args:
         real: (N, D).
@@ -126,7 +126,7 @@ def frechet_distance(real: Tensor, generated: Tensor, *, ddof: int = 1) -> Tenso
 
 
 def fvd_extractor(path: str | os.PathLike[str], protocol: str | FVDProtocol) -> FeatureExtractor:
-    """The extractor that a file holds: weights of Inception-I3D, or StyleGAN-V's program in TorchScript.
+    """Returns the extractor that a file holds: weights of Inception-I3D, or StyleGAN-V's program in TorchScript.
 
     The program is known by its hash; no other is loaded, so that a file from a stranger runs nothing.
 
@@ -158,7 +158,7 @@ def fvd_extractor(path: str | os.PathLike[str], protocol: str | FVDProtocol) -> 
 def frechet_video_distance(
     real: Tensor, generated: Tensor, extractor: FeatureExtractor, protocol: str | FVDProtocol = "styleganv"
 ) -> Tensor:
-    """Fréchet video distance of two sets of clips that fit into memory; `FrechetVideoDistance` takes them in batches.
+    """Returns the Fréchet video distance of two sets of clips in memory; `FrechetVideoDistance` takes batches.
 
     Args:
         real: uint8, (N, 3, T, H, W).

@@ -38,7 +38,7 @@ _CAP = 100.0  # dB; equal frames would have infinitely many
 
 
 def check_videos(videos: Tensor) -> None:
-    """Refuses what is not a batch of RGB videos.
+    """Raises unless the videos are a batch of RGB videos.
 
     Args:
         videos: uint8, (B, 3, T, H, W), 0 to 255.
@@ -58,7 +58,7 @@ def check_videos(videos: Tensor) -> None:
 
 
 def frame_pairs(frames: int, interval: int, pairs: Pairs) -> list[tuple[int, int]]:
-    """Source and target frames at a distance, in one of the two readings of "varying source-target frames".
+    """Returns the source and target frames at a distance, in one of the two readings of "varying source-target frames".
 
     Args:
         frames: T, frames of the clip.
@@ -87,7 +87,7 @@ def frame_pairs(frames: int, interval: int, pairs: Pairs) -> list[tuple[int, int
 
 
 def interval_psnr(videos: Tensor, intervals: Sequence[int] = INTERVALS, *, pairs: Pairs = "all") -> Tensor:
-    r"""PSNR between frames at a distance, for each video.
+    r"""Returns the PSNR between frames at a distance, for each video.
 
     .. math::
         \mathrm{PSNR}(\Delta) = \frac{1}{|P_\Delta|} \sum_{(s, t) \in P_\Delta} 10 \log_{10}
@@ -126,7 +126,7 @@ def interval_psnr(videos: Tensor, intervals: Sequence[int] = INTERVALS, *, pairs
 
 
 class IntervalMetric(Metric):
-    """What interval metrics share: sums over videos by distance, of real and of generated ones.
+    """The base of interval metrics: sums over videos by distance, of real and of generated ones.
 
     A subclass says by ``measure`` what a video's value at each distance is.
 

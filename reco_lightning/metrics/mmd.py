@@ -21,7 +21,7 @@ __all__ = ["PolynomialVideoMMD", "mmd_from_moments", "polynomial_mmd"]
 
 
 def mmd_from_moments(real: Moments, generated: Moments, *, unbiased: bool = False) -> Tensor:
-    r"""Squared discrepancy of two sets of features under the kernel (x·y / D)², times 100, from their sums.
+    r"""Returns the squared discrepancy of two sets of features under the kernel (x·y / D)², times 100, from their sums.
 
     The mean of the kernel over all pairs of two sets is the inner product of their second moments, so that
 
@@ -61,7 +61,7 @@ def mmd_from_moments(real: Moments, generated: Moments, *, unbiased: bool = Fals
 
 
 def polynomial_mmd(real: Tensor, generated: Tensor, *, unbiased: bool = False) -> Tensor:
-    """Squared discrepancy of two sets of features under the kernel (x·y / D)², times 100.
+    """Returns the squared discrepancy of two sets of features under the kernel (x·y / D)², times 100.
 
     Args:
         real: (N, D).

@@ -147,7 +147,7 @@ def load_moments(path: str | os.PathLike[str], about: Mapping[str, Any]) -> tupl
             arrays = [torch.from_numpy(np.array(file[field.name], np.float64)) for field in fields(Moments)]
         known, clips = stored.pop("format", None), stored.pop("clips", None)
     except FileNotFoundError:
-        raise ValueError(f"statistics must be a file, got {os.fspath(path)!r}, which is none") from None
+        raise ValueError(f"statistics must be an existing file, got {os.fspath(path)!r} (no such file)") from None
     except Exception as error:  # zip, JSON and numpy have each their own
         raise ValueError(f"statistics must be a file that save_real wrote, got {os.fspath(path)!r}: {error}") from error
     if known != _FORMAT:

@@ -31,7 +31,7 @@ _MEASURE = "mean Farneback flow between adjacent frames, pixels per frame"
 
 
 def motion_group(flow: Tensor) -> Tensor:
-    """Number of the group in ``GROUPS`` that a mean flow falls into: low [0, 3), medium [3, 6], high (6, inf).
+    """Returns the index in ``GROUPS`` of the group of a mean flow: low [0, 3), medium [3, 6], high (6, inf).
 
     Args:
         flow: Pixels per frame, (n,), 0 or more.
@@ -143,7 +143,7 @@ class MotionManifest:
             how = {"measure": record["measure"], "bounds": record["bounds"], "farneback": record["farneback"]}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"path must be a file that MotionManifest.save wrote, got {os.fspath(path)!r}, which is none "
+                f"path must be a file that MotionManifest.save wrote, got {os.fspath(path)!r} "
                 f"({type(error).__name__}: {error}); measure_motion makes one"
             ) from error
         asked = {"size": size and tuple(size), "frames": frames, "stride": stride}

@@ -35,7 +35,7 @@ _Grey = npt.NDArray[np.uint8]
 
 
 def flow_magnitude(source: _Grey, target: _Grey) -> float:
-    r"""Mean length of the flow between two pictures: :math:`\frac{1}{HW} \sum_p \lVert (u_p, v_p) \rVert_2`.
+    r"""Returns the mean flow between two pictures: :math:`\frac{1}{HW} \sum_p \lVert (u_p, v_p) \rVert_2`.
 
     Args:
         source: Grey values, uint8 (H, W).
@@ -57,7 +57,7 @@ def flow_magnitude(source: _Grey, target: _Grey) -> float:
 
 
 def interval_optical_flow(videos: Tensor, intervals: Sequence[int] = INTERVALS, *, pairs: Pairs = "all") -> Tensor:
-    r"""Mean flow between frames at a distance, for each video.
+    r"""Returns the mean flow between frames at a distance, for each video.
 
     .. math::
         \mathrm{Flow}(\Delta) = \frac{1}{|P_\Delta|} \sum_{(s, t) \in P_\Delta} \frac{1}{HW} \sum_p
@@ -94,7 +94,7 @@ def interval_optical_flow(videos: Tensor, intervals: Sequence[int] = INTERVALS, 
 
 
 def mean_flow(videos: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
-    """Mean flow between adjacent frames, for each video: how much moves in it.
+    """Returns the mean flow between adjacent frames, for each video: how much moves in it.
 
     Args:
         videos: uint8, (B, 3, T, H, W), 0 to 255, with T of 2 or more.

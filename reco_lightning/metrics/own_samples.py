@@ -22,7 +22,7 @@ __all__ = ["check_batches", "generated_batches", "network_of", "token_layout", "
 
 
 def network_of(model: pl.LightningModule | nn.Module) -> Any:
-    """The network of a module that has one as ``network``, or the network itself."""
+    """Returns the network of a module that has one as ``network``, or the network itself."""
     network = getattr(model, "network", None) if isinstance(model, pl.LightningModule) else model
     if not isinstance(network, nn.Module):
         raise ValueError(f"model must be a network, or a LightningModule with one as `network`, got {model!r}")
@@ -30,7 +30,7 @@ def network_of(model: pl.LightningModule | nn.Module) -> Any:
 
 
 def check_batches(batches: Iterable[Mapping[str, Tensor]]) -> None:
-    """Refuses what holds no batches.
+    """Raises unless the batches can be iterated over.
 
     Args:
         batches: Anything that can be gone through.
@@ -48,7 +48,7 @@ def check_batches(batches: Iterable[Mapping[str, Tensor]]) -> None:
 
 
 def token_layout(network: Any) -> tuple[int, int, int]:
-    """How a network's ids are laid out; ids that lie on no grid of frames are one block.
+    """Returns how a network's ids are laid out; ids that lie on no grid of frames are one block.
 
     Args:
         network: As in ``measure_position_loss``.
@@ -67,7 +67,7 @@ def token_layout(network: Any) -> tuple[int, int, int]:
 
 
 def unpack(network: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Tokens and labels of a batch, on the network's device.
+    """Returns the tokens and labels of a batch, on the network's device.
 
     Args:
         network: As in ``measure_position_loss``.

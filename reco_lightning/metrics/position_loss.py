@@ -31,7 +31,7 @@ _IGNORED = -100
 
 
 def position_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    r"""Cross-entropy of every token: :math:`\ell_{b,i} = -\log \mathrm{softmax}(z_{b,i})_{e_{b,i}}`.
+    r"""Returns the cross-entropy of every token: :math:`\ell_{b,i} = -\log \mathrm{softmax}(z_{b,i})_{e_{b,i}}`.
 
     Args:
         logits: (B, N, V), row i for token i.

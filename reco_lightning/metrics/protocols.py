@@ -33,7 +33,7 @@ I3D_SIZE = 224
 
 @dataclass(frozen=True)
 class FVDProtocol:
-    """How a Fréchet video distance is measured.
+    """The protocol by which a Fréchet video distance is measured.
 
     Args:
         name: What tables call it.
@@ -125,7 +125,7 @@ PROTOCOLS: Mapping[str, FVDProtocol] = MappingProxyType(
 
 
 def fvd_protocol(protocol: str | FVDProtocol) -> FVDProtocol:
-    """A protocol by its name; one of your own passes unchanged.
+    """Returns a protocol by its name; one of your own passes unchanged.
 
     Args:
         protocol: A name in `PROTOCOLS`, or a protocol.
@@ -176,7 +176,7 @@ def resize_frames(video: Tensor, how: str, size: int = I3D_SIZE) -> Tensor:
 
 
 def check_clips(clips: Tensor, frames: int | None = None) -> None:
-    """Refuses what is no batch of stored clips.
+    """Raises unless the clips are a batch as it is stored.
 
     Args:
         clips: To be uint8, (B, 3, T, H, W), 0 to 255.

@@ -42,7 +42,7 @@ SIZES: dict[str, dict[str, int]] = {
 
 
 def token_places(grid: tuple[int, int, int]) -> torch.Tensor:
-    """Places (frame block, row, column) of the tokens of a grid in their order: by time, then rows, then columns.
+    """Returns the positions (frame block, row, column) of a grid's tokens, in order of time, then rows, then columns.
 
     The first entry is the prefix's, one step before the origin on every axis.
 
@@ -60,7 +60,7 @@ def token_places(grid: tuple[int, int, int]) -> torch.Tensor:
 
 
 def rotary_table(places: torch.Tensor, head_dim: int, base: float = 10_000.0) -> torch.Tensor:
-    """Cosines and sines that turn the pairs of a head by a place.
+    """Returns the cosines and sines that turn the pairs of a head by a place.
 
     A quarter of the pairs turns by time, the rest by row and column.
 

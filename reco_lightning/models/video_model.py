@@ -24,7 +24,7 @@ __all__ = ["VideoModel", "adamw_with_warmup", "weight_decay_groups"]
 
 
 def weight_decay_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups for AdamW: matrices decay, embeddings, norms and biases do not.
+    """Sorts parameters into groups for AdamW: matrices decay, embeddings, norms and biases do not.
 
     Args:
         module: The module to train.
@@ -41,7 +41,7 @@ def weight_decay_groups(module: torch.nn.Module, weight_decay: float) -> list[di
 
 
 def adamw_with_warmup(module: pl.LightningModule) -> OptimizerLRSchedulerConfig | OptimizerConfig:
-    """AdamW whose learning rate rises linearly during the warm-up and is constant afterwards.
+    """Builds an AdamW whose learning rate rises linearly during the warm-up and is constant afterwards.
 
     Args:
         module: The module to train; its ``hparams`` hold ``learning_rate``, ``weight_decay``, ``betas`` and

@@ -72,7 +72,7 @@ def generate(
     if first_frames is not None and tokenizer is None:
         raise ValueError(f"first_frames needs tokenizer, which turns them into ids, got {first_frames!r} alone")
     if first_frames is not None and not Path(first_frames).is_file():
-        raise ValueError(f"first_frames must be a video file, got {first_frames!r}, which is none")
+        raise ValueError(f"first_frames must be an existing video file, got {first_frames!r} (no such file)")
     place = pick_device(device)
     model = load_module(checkpoint, VideoModel).to(place, torch.bfloat16 if bf16 else None)
     network = model.network

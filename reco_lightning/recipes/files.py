@@ -61,7 +61,7 @@ class Recipe:
 
 @functools.cache
 def tables() -> dict[str, Any]:
-    """The tables of the paper: name to `title` and `rows`, each row to the recipe that `recipes/tables.yaml` makes it.
+    """Returns the tables of the paper: name to `title` and `rows`, each row to its recipe in `recipes/tables.yaml`.
 
     Example:
         >>> tables()["table7"]["rows"]["ffs-lambda-0.5"]["paper"]
@@ -72,7 +72,7 @@ def tables() -> dict[str, Any]:
 
 @functools.cache
 def recipe_names() -> tuple[str, ...]:
-    """Names of the packaged recipes: whole ones, then pieces by folder, then the rows of the tables.
+    """Returns the names of the packaged recipes: whole ones, then pieces by folder, then the rows of the tables.
 
     Example:
         >>> names = recipe_names()
@@ -117,7 +117,7 @@ def load_recipe(name: str) -> Recipe:
 
 
 def own_recipe(path: str) -> bool:
-    """Whether a config file is a recipe: it has `compose`, or keys for other commands than LightningCLI's.
+    """Returns whether a config file is a recipe: it has `compose`, or keys for other commands than LightningCLI's.
 
     Args:
         path: What follows `--config`; for what is no YAML file the answer is no.
@@ -133,7 +133,7 @@ def own_recipe(path: str) -> bool:
 
 
 def options_for(recipe: Recipe, command: str) -> dict[str, Any]:
-    """What a recipe holds for a command.
+    """Returns what a recipe holds for a command.
 
     Args:
         recipe: The recipe.

@@ -9,7 +9,7 @@ __all__ = ["causal_mask"]
 
 
 def causal_mask(rows: int, keys: int, device: torch.device) -> torch.Tensor:
-    """Mask (rows, keys) with which the last ``rows`` of ``keys`` positions attend causally.
+    """Returns the mask (rows, keys) with which the last ``rows`` of ``keys`` positions attend causally.
 
     The ``is_causal=True`` of ``scaled_dot_product_attention`` is aligned with the first key and is wrong here.
 

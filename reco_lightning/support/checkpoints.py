@@ -57,7 +57,7 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A checkpoint's content, without running code in it; the weights stay on disk."""
     check_path(checkpoint=path)
     if not Path(path).is_file():
-        raise ValueError(f"checkpoint must be a checkpoint file, got {os.fspath(path)!r}, which is none")
+        raise ValueError(f"checkpoint must be an existing checkpoint file, got {os.fspath(path)!r} (no such file)")
     try:
         stored = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
     except Exception as error:  # bytes that are no pickle fail in many ways

@@ -9,7 +9,7 @@ __all__ = ["pick_device"]
 
 
 def pick_device(device: str) -> torch.device:
-    """Device to compute on.
+    """Returns the device to compute on.
 
     Args:
         device: A torch device, or `auto`: CUDA, then Apple's MPS, then the CPU.

@@ -13,7 +13,7 @@ __all__ = ["fingerprint"]
 
 
 def fingerprint(tokenizer: object) -> str:
-    """SHA-256 of a tokenizer's weights and of its `config`, if that is a dataclass: the same one gives the same ids.
+    """Returns the SHA-256 of a tokenizer's weights and of its dataclass `config`: equal ones give the same ids.
 
     Args:
         tokenizer: Any object; only a `torch.nn.Module` has weights to hash.

@@ -24,7 +24,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def write_video(path: str | os.PathLike[str], frames: Pixels, *, fps: float = 8.0) -> Path:
-    """Write frames as an H.264 mp4 that browsers and W&B play.
+    """Writes frames as an H.264 mp4 that browsers and W&B play.
 
     The file appears under its name only when it is complete. Odd sides are padded by repeating the last row or column,
     since the pixel format needs even ones.
@@ -62,7 +62,7 @@ def write_video(path: str | os.PathLike[str], frames: Pixels, *, fps: float = 8.
 
 
 def check_fps(fps: float) -> None:
-    """Refuses what is no rate of frames that an mp4 file can state.
+    """Raises unless an mp4 file can state the frame rate.
 
     Args:
         fps: Frames per second, 0.001 to 1000.
@@ -83,7 +83,7 @@ def check_fps(fps: float) -> None:
 
 
 def video_grid(clips: Pixels, columns: int) -> Pixels:
-    """Lay n clips out as one video, row by row; empty cells are black.
+    """Lays n clips out as one video, row by row; empty cells are black.
 
     Args:
         clips: uint8 (n, T, H, W, C).
@@ -112,7 +112,7 @@ def video_grid(clips: Pixels, columns: int) -> Pixels:
 
 
 def video_strip(frames: Pixels, count: int = 8) -> Pixels:
-    """Put frames of one video side by side as a picture, evenly spaced from the first to the last.
+    """Puts frames of one video side by side as a picture, evenly spaced from the first to the last.
 
     Args:
         frames: uint8 (T, H, W, C).
@@ -137,7 +137,7 @@ def video_strip(frames: Pixels, count: int = 8) -> Pixels:
 
 
 def run_folder(trainer: L.Trainer) -> str:
-    """Folder of this run alone: no other run writes there.
+    """Returns the folder of this run alone: no other run writes there.
 
     The `log_dir` of a CSV or TensorBoard logger; with any other logger `<save_dir>/<name>/<version>`, where Lightning
     puts the checkpoints too; without one the trainer's `default_root_dir`. Not collective, unlike `trainer.log_dir`.
@@ -161,7 +161,7 @@ def log_videos(
     paths: Sequence[str | os.PathLike[str]],
     step: int,
 ) -> None:
-    """Show written videos in every logger that can show them; the files stay where they are for all others.
+    """Shows written videos in every logger that can show them; the files stay where they are for all others.
 
     W&B gets the files themselves, TensorBoard, whose own video call needs a package that no longer fits, a strip of
     frames per file. CSV and unknown loggers get nothing. Does nothing outside rank 0.

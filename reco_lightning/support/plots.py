@@ -50,7 +50,7 @@ def loss_curves(
     y_label: str = "validation cross-entropy (nats per token)",
     ax: Axes | None = None,
 ) -> tuple[Figure, Axes]:
-    """Losses of several runs against steps, operations or time.
+    """Draws losses of several runs against steps, operations or time.
 
     Args:
         curves: Points (x, loss) of each run, by the name that the legend shows.
@@ -87,7 +87,7 @@ def position_cross_entropy(
     y_label: str = "validation cross-entropy (nats)",
     ax: Axes | None = None,
 ) -> tuple[Figure, Axes]:
-    """Cross-entropy by place in the sequence, with the borders of the frame blocks and the mean of each block.
+    """Draws the cross-entropy by position, with the borders of the frame blocks and the mean of each block.
 
     Args:
         values: Mean cross-entropy of each token position in nats, (N,), by the name of the run; NaN where a position is
@@ -146,7 +146,7 @@ def interval_curves(
     real: str = "real data",
     ax: Axes | None = None,
 ) -> tuple[Figure, Axes]:
-    """A measure between two frames against their distance, of generated videos and always of the real data beside them.
+    """Draws a measure between two frames against their distance, of generated videos and of the real data.
 
     Args:
         intervals: Distances in frames, (K,), rising.
@@ -191,7 +191,7 @@ def group_bars(
     y_label: str,
     ax: Axes | None = None,
 ) -> tuple[Figure, Axes]:
-    """A measure by group of videos, the runs side by side.
+    """Draws a measure by group of videos, the runs side by side.
 
     Args:
         values: The measure of each group, (G,), by the name of the run; NaN draws no bar.
@@ -232,7 +232,7 @@ def frame_scores(
     y_label: str,
     ax: Axes | None = None,
 ) -> tuple[Figure, Axes]:
-    """A score of single frames against their place in the video.
+    """Draws a score of single frames against their place in the video.
 
     Args:
         scores: The score of each scored frame, first to last, (F,), by the name of the run.

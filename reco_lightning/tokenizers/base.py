@@ -19,7 +19,7 @@ __all__ = ["VideoTokenizer", "latent_grid", "to_uint8", "to_unit_range"]
 
 
 def to_unit_range(clips: Tensor) -> Tensor:
-    """Turn stored clips into a tokenizer's input.
+    """Turns stored clips into a tokenizer's input.
 
     Args:
         clips: uint8, (B, T, H, W, C), 0 to 255.
@@ -46,7 +46,7 @@ def to_unit_range(clips: Tensor) -> Tensor:
 
 
 def to_uint8(video: Tensor) -> Tensor:
-    """Turn a tokenizer's output into clips to store or show; values outside [-1, 1] are clipped.
+    """Turns a tokenizer's output into clips to store or show; values outside [-1, 1] are clipped.
 
     Args:
         video: floating point, (B, C, T, H, W), nominally -1 to 1.
@@ -75,7 +75,7 @@ def to_uint8(video: Tensor) -> Tensor:
 def latent_grid(
     frames: int, height: int, width: int, *, temporal_stride: int, spatial_stride: int
 ) -> tuple[int, int, int]:
-    """Shape (t, h, w) of the ids of a clip whose first frame is encoded alone.
+    """Returns the shape (t, h, w) of the ids of a clip whose first frame is encoded alone.
 
     Args:
         frames: T, of the form 1 + k * temporal_stride.

@@ -16,7 +16,7 @@ __all__ = ["block_grid", "check_ids", "check_loaded", "check_video"]
 def block_grid(
     frames: int, height: int, width: int, *, frame_multiple: int, temporal_stride: int, spatial_stride: int
 ) -> tuple[int, int, int]:
-    """Shape (t, h, w) of the ids of a clip that is encoded in whole blocks of frames, the first frame not alone.
+    """Returns the shape (t, h, w) of the ids of a clip in whole blocks of frames, the first frame not alone.
 
     Args:
         frames: T, a multiple of frame_multiple.
@@ -50,7 +50,7 @@ def block_grid(
 
 
 def check_video(video: Tensor) -> None:
-    """Refuses what is no batch of clips in [-1, 1].
+    """Raises unless the video is a batch of clips in [-1, 1].
 
     Args:
         video: To be floating point, (B, 3, T, H, W).
@@ -71,7 +71,7 @@ def check_video(video: Tensor) -> None:
 
 
 def check_ids(ids: Tensor, codebook_size: int) -> None:
-    """Refuses what is no batch of grids of ids.
+    """Raises unless the ids are a batch of grids.
 
     Args:
         ids: To be integers, (B, t, h, w), 0 to codebook_size - 1.
@@ -98,7 +98,7 @@ def check_ids(ids: Tensor, codebook_size: int) -> None:
 
 
 def check_loaded(found: Mapping[str, Iterable[object]], folder: str | os.PathLike[str]) -> None:
-    """Refuses a network whose weights were not all read, each into its place.
+    """Raises unless all weights of a network were read, each into its place.
 
     Args:
         found: What ``from_pretrained`` of transformers and diffusers returns for ``output_loading_info=True``.

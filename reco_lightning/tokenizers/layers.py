@@ -27,7 +27,7 @@ PATCH = 4  # pixels per side, and frames, that the first layer takes at once
 
 
 def unpatch(x: Tensor, *, time: int, space: int) -> Tensor:
-    """Unfold channels into frames and pixels; of the first latent frame only the last of its `time` frames is kept.
+    """Unfolds channels into frames and pixels; of the first latent frame only the last of its `time` frames is kept.
 
     Args:
         x: (B, time * space**2 * C, t, h, w).
@@ -142,7 +142,7 @@ class Unpatch(nn.Module):
 
 
 def build_encoder(*, spatial_stride: int, width: int, depth: int, code_dim: int) -> nn.Sequential:
-    """Clips (B, 3, T, H, W) to features (B, code_dim, 1 + (T - 1) / 4, H / spatial_stride, W / spatial_stride).
+    """Builds the encoder: clips (B, 3, T, H, W) to features (B, code_dim, 1 + (T - 1) / 4, H / stride, W / stride).
 
     Time is shortened by the first layer, so that all others are cheap.
 
@@ -164,7 +164,7 @@ def build_encoder(*, spatial_stride: int, width: int, depth: int, code_dim: int)
 
 
 def build_decoder(*, spatial_stride: int, width: int, depth: int, code_dim: int) -> nn.Sequential:
-    """The way back of `build_encoder`; causal too, so that a clip can be decoded as far as its ids are known.
+    """Builds the way back of `build_encoder`; causal too, so that a clip can be decoded as far as its ids are known.
 
     Args:
         spatial_stride: 8 or 16.

@@ -51,7 +51,7 @@ def load_tokenizer(source: str | os.PathLike[str], *, vocab_size: int | None = N
         >>> load_tokenizer("nowhere.ckpt")
         Traceback (most recent call last):
             ...
-        ValueError: tokenizer must be a folder or a checkpoint file, got 'nowhere.ckpt', which is none; ...
+        ValueError: tokenizer must be an existing folder or checkpoint file, got 'nowhere.ckpt' (no such file); ...
     """
     check_int(vocab_size=vocab_size, or_none=True)
     kind = tokenizer_kind(source)
@@ -71,7 +71,7 @@ def load_tokenizer(source: str | os.PathLike[str], *, vocab_size: int | None = N
 
 
 def tokenizer_kind(source: str | os.PathLike[str]) -> str:
-    """Name of the tokenizer's class that a file or folder holds; reads names only, no weights.
+    """Returns the name of the tokenizer's class that a file or folder holds; reads names only, no weights.
 
     Args:
         source: As in `load_tokenizer`.
@@ -96,7 +96,7 @@ def tokenizer_kind(source: str | os.PathLike[str]) -> str:
     if path.is_file():
         return _file_kind(path)
     raise ValueError(
-        f"tokenizer must be a folder or a checkpoint file, got {os.fspath(source)!r}, which is none; "
+        f"tokenizer must be an existing folder or checkpoint file, got {os.fspath(source)!r} (no such file); "
         f"give {_ACCEPTED} (what lies on a hub has to be downloaded first)"
     )
 

@@ -24,7 +24,7 @@ __all__ = ["VQVAE", "gradient_loss", "perplexity", "psnr", "rate_factor"]
 
 
 def psnr(video: Tensor, target: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each clip, both on the [-1, 1] scale.
+    """Returns the peak signal-to-noise ratio of each clip, both on the [-1, 1] scale.
 
     Args:
         video: (B, C, T, H, W); values outside [-1, 1] are clipped, as they would be when shown.
@@ -43,7 +43,7 @@ def psnr(video: Tensor, target: Tensor) -> Tensor:
 
 
 def perplexity(ids: Tensor, codebook_size: int) -> Tensor:
-    """How many codes are in use, weighted by how often: exp of the entropy of the ids.
+    """Returns how many codes are in use, weighted by how often: exp of the entropy of the ids.
 
     Args:
         ids: Any shape, 0 to codebook_size - 1.
@@ -62,7 +62,7 @@ def perplexity(ids: Tensor, codebook_size: int) -> Tensor:
 
 
 def gradient_loss(video: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute error of the differences between neighbouring frames, rows and columns.
+    """Returns the mean absolute error of the differences between neighbouring frames, rows and columns.
 
     Args:
         video: (B, C, T, H, W).
@@ -81,7 +81,7 @@ def gradient_loss(video: Tensor, target: Tensor) -> Tensor:
 
 
 def rate_factor(step: int, *, warmup_steps: int, decay_steps: int | None) -> float:
-    """Share of the learning rate at a step: linear rise, then constant or linear to zero.
+    """Returns the share of the learning rate at a step: linear rise, then constant or linear to zero.
 
     Args:
         step: Optimizer step, from 0.

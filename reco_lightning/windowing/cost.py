@@ -24,7 +24,7 @@ __all__ = ["collect_new_objects", "count_hidden_operations", "count_operations",
 
 
 def count_operations(loss: Callable[[], torch.Tensor], parameters: list[nn.Parameter]) -> int:
-    """Floating-point operations of a forward and its backward pass; no gradient is left behind.
+    """Counts the floating-point operations of a forward and its backward pass; no gradient is left behind.
 
     Attention is counted in full squares, masked or not, as by ``torch.utils.flop_counter``. On CPU the attention that
     is written out is run, since the fused one is not counted there.
@@ -51,7 +51,7 @@ def count_operations(loss: Callable[[], torch.Tensor], parameters: list[nn.Param
 
 
 def count_hidden_operations(loss: Callable[[], torch.Tensor]) -> int:
-    """Operations among those of ``count_operations`` that attention has for pairs which its mask hides.
+    """Counts the operations of ``count_operations`` that attention spends on masked query-key pairs.
 
     Kernels of causal attention leave them out.
 
@@ -110,7 +110,7 @@ def _hidden_share(query: torch.Tensor, key: torch.Tensor) -> float:
 
 
 def count_saved_bytes(loss: Callable[[], torch.Tensor], parameters: list[nn.Parameter]) -> int:
-    """Bytes of memory that a forward keeps for its backward pass, the parameters' own left out.
+    """Counts the bytes of memory that a forward keeps for its backward pass, the parameters' own left out.
 
     Args:
         loss: Computes the loss.

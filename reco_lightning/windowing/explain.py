@@ -27,7 +27,7 @@ __all__ = ["Explanation", "WindowCost", "explain"]
 
 @dataclass(frozen=True)
 class WindowCost:
-    """What a step on one window costs.
+    """The cost of a step on one window.
 
     Args:
         window: The window.
@@ -49,7 +49,7 @@ class WindowCost:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What ``ReCoCallback`` would use on a module and batch; ``print`` shows it as text.
+    """The engine and costs of ``ReCoCallback`` on a module and batch; ``print`` shows them as text.
 
     Args:
         engine: Name of the engine.

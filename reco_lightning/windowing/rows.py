@@ -62,7 +62,7 @@ class HeadInput:
 
 @dataclass(frozen=True)
 class WindowOutput:
-    """What a windowed run of the network leaves behind.
+    """The output of a windowed run of the network.
 
     Args:
         groups: The groups of the batch, in its order.
@@ -90,7 +90,7 @@ class WindowOutput:
 
 @dataclass(frozen=True)
 class RowLayout:
-    """Where the video's tokens lie in the network's sequence.
+    """The position of the video's tokens in the network's sequence.
 
     Args:
         tokens: N, video tokens of a sample.

@@ -36,7 +36,7 @@ class RunningLosses:
         >>> losses = RunningLosses(1.0)
         >>> for window, loss in zip(sampler.windows, (3.0, 1.0)):
         ...     losses.add(window, torch.tensor(loss))
-        >>> losses.look(sampler, step=20)
+        >>> losses.update(sampler, step=20)
         >>> losses.probabilities(sampler)
         [0.75, 0.25]
     """
@@ -60,7 +60,7 @@ class RunningLosses:
         self._sums[window] = self._sums[window] + loss if window in self._sums else loss
         self._counts[window] = self._counts.get(window, 0) + 1
 
-    def look(
+    def update(
         self, sampler: WindowSampler, *, step: int, reduce: Callable[[torch.Tensor], torch.Tensor] = lambda sums: sums
     ) -> None:
         """Takes the collected losses into the running ones, where the step is one to do so.
@@ -105,7 +105,7 @@ class RunningLosses:
         return [share / sum(shares) for share in shares]
 
     def state_dict(self) -> dict[str, Any]:
-        """The running losses and those collected since the last look, as plain values."""
+        """The running losses and those collected since the last update, as plain values."""
         return {
             "running": {(w.start, w.stop): loss for w, loss in self._running.items()},
             "collected": {(w.start, w.stop): (float(self._sums[w]), self._counts[w]) for w in self._sums},

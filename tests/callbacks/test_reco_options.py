@@ -167,12 +167,12 @@ def test_windows_of_twice_the_loss_are_drawn_twice_as_often():
     for loss in (1.0, 3.0):
         losses.add(first, torch.tensor(loss))  # mean 2
     losses.add(second, torch.tensor(1.0))
-    losses.look(sampler, step=19)
+    losses.update(sampler, step=19)
     assert losses.probabilities(sampler) == [0.5, 0.5]  # only every twentieth step waits for the device
-    losses.look(sampler, step=20)
+    losses.update(sampler, step=20)
     assert losses.probabilities(sampler) == pytest.approx([2 / 3, 1 / 3])
     losses.add(second, torch.tensor(11.0))
-    losses.look(sampler, step=40)  # 0.8 * 1 + 0.2 * 11 = 3
+    losses.update(sampler, step=40)  # 0.8 * 1 + 0.2 * 11 = 3
     assert losses.probabilities(sampler) == pytest.approx([2 / 5, 3 / 5])
     counts = [0, 0]
     for step in range(3000):
@@ -187,7 +187,7 @@ def test_windows_never_met_count_as_mean_ones_and_other_ranks_are_heard():
     losses.add(sampler.windows[0], torch.tensor(2.0))
     # another rank met the second window twice, with losses of 4 in sum
     there = torch.tensor([[0.0, 4.0, 0.0], [0.0, 2.0, 0.0]], dtype=torch.float64)
-    losses.look(sampler, step=20, reduce=lambda sums: sums + there)
+    losses.update(sampler, step=20, reduce=lambda sums: sums + there)
     assert losses.probabilities(sampler) == pytest.approx([1 / 3] * 3)
 
 

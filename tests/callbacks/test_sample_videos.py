@@ -141,7 +141,7 @@ def test_refusals(tmp_path, checkpoint):
         SampleVideos(every_n_steps=0)
     with pytest.raises(ValueError, match="n must be a whole number of 1 or more, got 0"):
         SampleVideos(n=0)
-    with pytest.raises(ValueError, match=r"got 'nothing\.ckpt', which is none"):
+    with pytest.raises(ValueError, match=r"got 'nothing\.ckpt' \(no such file\)"):
         fit(tmp_path, SampleVideos("nothing.ckpt"))
     with pytest.raises(MisconfigurationException, match="generates from a VideoModel, got ShiftedInput"):
         foreign.trainer(SampleVideos(checkpoint)).fit(foreign.ShiftedInput(), foreign.batches())

@@ -27,7 +27,7 @@ OnError = Literal["skip", "raise"]
 
 
 class Clip(NamedTuple):
-    """Where a clip lies.
+    """The place of a clip in its file.
 
     Attributes:
         path: The video file, or the folder of its frames.

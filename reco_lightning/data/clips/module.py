@@ -38,7 +38,7 @@ def split_clips(
     seed: int = 0,
     groups: Mapping[str, str] | None = None,
 ) -> tuple[list[int], list[int]]:
-    """Split clips so that no frame is seen in training and validated on.
+    """Splits clips so that no frame is seen in training and validated on.
 
     Whole files, or groups of files, go to one side, drawn by `seed`; at least one to each. Where there is a single
     file, its end is the validation part, and clips that reach into it are dropped.

@@ -14,7 +14,7 @@ __all__ = ["read_captions"]
 
 
 def read_captions(path: str | os.PathLike[str], *, files: Collection[str]) -> dict[str, str]:
-    r"""Read the caption of each video file.
+    r"""Reads the caption of each video file.
 
     Args:
         path: UTF-8 file of lines such as `{"file": "cats/a.mp4", "caption": "A cat."}`; other keys are left alone,
@@ -38,7 +38,7 @@ def read_captions(path: str | os.PathLike[str], *, files: Collection[str]) -> di
     """
     check_path(captions=path)
     if not os.path.isfile(path):
-        raise ValueError(f"captions must be a file of JSON lines, got {os.fspath(path)!r}, which is none")
+        raise ValueError(f"captions must be an existing file of JSON lines, got {os.fspath(path)!r} (no such file)")
     known, found = frozenset(files), {}
     for number, line in enumerate(read_lines(path, argument="captions"), start=1):
         if not line.strip():

@@ -55,7 +55,7 @@ class IndexedVideo(NamedTuple):
 
 @dataclass(frozen=True)
 class ClipIndex:
-    """What a data set consists of.
+    """The contents of a data set: videos, classes and groups.
 
     Attributes:
         videos: In the order in which clips are counted.
@@ -72,7 +72,7 @@ class ClipIndex:
 def index_video_folders(
     root: str | os.PathLike[str], *, split: str | None = None, extensions: Sequence[str] = VIDEO_EXTENSIONS
 ) -> ClipIndex:
-    """Source 1, class folders: the first folder below the root is the class of a video file, however deep it lies.
+    """Lists videos in class folders (source 1): the first folder below the root is the class of a video file.
 
     Args:
         root: The folder; files that lie in it form the class `"."`.
@@ -105,7 +105,7 @@ def index_video_folders(
 
 
 def index_frame_folders(root: str | os.PathLike[str], *, split: str | None = None) -> ClipIndex:
-    """Source 2, frame folders: a folder that holds pictures is a video; zip files are opened as if they were folders.
+    """Lists frame folders (source 2): a folder that holds pictures is a video; zip files count as folders.
 
     The class of a video is the first folder below the root (or `split`), unless that is the video itself; a zip file
     counts as a folder of its name. A `dataset.json`, as StyleGAN-V writes it, takes precedence: numbers are labels as
@@ -135,7 +135,7 @@ def index_frame_folders(root: str | os.PathLike[str], *, split: str | None = Non
 
 
 def index_list(root: str | os.PathLike[str], index: str | os.PathLike[str]) -> ClipIndex:
-    """Source 3, a list file: one path a line; the class of a video is the folder that it lies in.
+    """Lists the videos of a list file (source 3): one path a line; the class of a video is the folder that it lies in.
 
     Args:
         root: The folder, or zip file, that the paths are relative to.
@@ -159,7 +159,7 @@ def index_list(root: str | os.PathLike[str], index: str | os.PathLike[str]) -> C
 def index_manifest(
     root: str | os.PathLike[str], index: str | os.PathLike[str], *, split: str | None = None
 ) -> ClipIndex:
-    r"""Source 4, a manifest: JSON lines `{"path": ..., "label": ..., "caption": ..., "split": ..., "start", "end"}`.
+    r"""Lists the videos of a manifest (source 4): JSON lines `{"path", "label", "caption", "split", "start", "end"}`.
 
     All keys but `path` may be left out, and others are left alone. `label` is a name or a number, which counts from 0,
     on all lines or on none; the classes are those of the whole file, so that labels are the same in all splits.
@@ -214,7 +214,7 @@ def index_manifest(
 def refuse_missing(
     paths: Sequence[str], root: str | os.PathLike[str], *, layout: str, index: str | os.PathLike[str]
 ) -> None:
-    """Check that an index names videos that are there; it is enough that one is, the others are named after the scan.
+    """Checks that an index names videos that are there; it is enough that one is, the others are named after the scan.
 
     Args:
         paths: Relative to `root`.
@@ -226,7 +226,7 @@ def refuse_missing(
         ValueError: There are no paths, or none of them is there.
     """
     if not paths:
-        raise ValueError(f"index must name videos, got {os.fspath(index)!r}, which names none")
+        raise ValueError(f"index must name videos, got {os.fspath(index)!r} (it names none)")
     places = (os.path.join(root, path) for path in paths)
     if any(os.path.exists(place) or is_frame_folder(place) for place in places):
         return
@@ -239,7 +239,7 @@ def refuse_missing(
 
 
 def class_places(labels: Iterable[int | str], *, source: str) -> tuple[tuple[str, ...], dict[int | str, int]]:
-    """Classes from labels: names are sorted, numbers stand for themselves.
+    """Returns the classes of labels: names are sorted, numbers stand for themselves.
 
     Args:
         labels: One for each video, all names or all numbers.
@@ -271,7 +271,7 @@ def class_places(labels: Iterable[int | str], *, source: str) -> tuple[tuple[str
 
 
 def relative_path(path: str, root: str | os.PathLike[str]) -> str:
-    """A path from an index, in one spelling and relative to the root.
+    """Returns a path from an index, in one spelling and relative to the root.
 
     Args:
         path: Relative to the root, or absolute.

@@ -42,7 +42,7 @@ EXPECTED = {
 
 
 def layout_error(layout: str, root: str | os.PathLike[str], problem: str, *, guess: bool = True) -> ValueError:
-    """The error for a data set that lies in another way.
+    """Builds the error for a data set that lies in another way.
 
     Args:
         layout: What was asked for, a key of `EXPECTED`.
@@ -78,7 +78,7 @@ def layout_error(layout: str, root: str | os.PathLike[str], problem: str, *, gue
 
 
 def likely_layout(root: str | os.PathLike[str]) -> str | None:
-    """Guess the layout of what is there from the names alone.
+    """Guesses the layout of what is there from the names alone.
 
     Args:
         root: A folder or a zip file.

@@ -38,7 +38,7 @@ _WHOLE = {"ffs": ("videos", "."), "sky": (".",), "taichi": ("frames", ".")}
 
 
 def check_names(split: str | None, extensions: Sequence[str]) -> None:
-    """Refuses a split that is no name, and extensions that are no endings.
+    """Raises unless the split is a name and the extensions are endings.
 
     Args:
         split: A name, or None.
@@ -68,7 +68,7 @@ def open_index(
     index: str | os.PathLike[str] | None = None,
     extensions: Sequence[str] = VIDEO_EXTENSIONS,
 ) -> ClipIndex:
-    """List the videos of a data set; none is opened yet.
+    """Lists the videos of a data set; none is opened yet.
 
     Args:
         root: The folder; or a zip file of frames.
@@ -108,7 +108,7 @@ def open_index(
     if index is not None and layout not in _TAKE_INDEX:
         raise ValueError(f"index must be left out for layout={layout!r}, got {os.fspath(index)!r}")
     if index is not None and not os.path.isfile(index):
-        raise ValueError(f"index must be a file, got {os.fspath(index)!r}, which is none")
+        raise ValueError(f"index must be an existing file, got {os.fspath(index)!r} (no such file)")
     if split is not None and layout == "list":
         raise ValueError(f"split must be left out for layout='list', whose index is the split, got {split!r}")
     if layout == "folders":
@@ -129,7 +129,7 @@ def open_index(
 def index_one_class(
     root: str | os.PathLike[str], *, layout: str, split: str | None = None, extensions: Sequence[str] = VIDEO_EXTENSIONS
 ) -> ClipIndex:
-    """List the videos of FaceForensics, SkyTimelapse or Taichi-HD: one class.
+    """Lists the videos of FaceForensics, SkyTimelapse or Taichi-HD: one class.
 
     FaceForensics may be video files or folders of frames, the others are folders of frames. Those of SkyTimelapse lie
     at any depth, the others side by side.

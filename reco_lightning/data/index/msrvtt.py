@@ -26,7 +26,7 @@ def index_msrvtt(
     split: str | None = None,
     extensions: Sequence[str] = VIDEO_EXTENSIONS,
 ) -> ClipIndex:
-    """List the videos of MSR-VTT with their captions.
+    """Lists the videos of MSR-VTT with their captions.
 
     The files are the clips that the data set is about: the times in the JSON file are those of the film that each was
     cut from, and do not count here.

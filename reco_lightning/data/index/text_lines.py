@@ -9,7 +9,7 @@ __all__ = ["read_lines"]
 
 
 def read_lines(path: str | os.PathLike[str], *, argument: str) -> list[str]:
-    r"""Read the lines of a file.
+    r"""Reads the lines of a file.
 
     Args:
         path: A UTF-8 file.

@@ -26,7 +26,7 @@ def index_ucf101(
     split: str | None = None,
     extensions: Sequence[str] = VIDEO_EXTENSIONS,
 ) -> ClipIndex:
-    """List the videos of UCF101 with the official labels, from 0.
+    """Lists the videos of UCF101 with the official labels, from 0.
 
     Videos whose names share their `gXX` are one group, so that a validation part is drawn by group, as the official
     lists are, and never holds a recording that is trained on.
@@ -76,7 +76,7 @@ def index_ucf101(
 
 
 def group_of(path: str) -> str:
-    """The group of a video, `g01` to `g25`: the same in all classes, so that holding out groups leaves none empty.
+    """Returns the group of a video, `g01` to `g25`; all classes have all groups, so that holding some out empties none.
 
     Args:
         path: Of any spelling; one that is not named as UCF101's videos is a group of its own.
@@ -90,7 +90,7 @@ def group_of(path: str) -> str:
 
 
 def read_classes(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Read `classInd.txt`: lines `1 ApplyEyeMakeup`, numbered from 1.
+    """Reads `classInd.txt`: lines `1 ApplyEyeMakeup`, numbered from 1.
 
     Args:
         path: The file.

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from typing_extensions import override
 
-from reco_lightning.data.loading.sample_order import EpochSampler, Place, seed_of
+from reco_lightning.data.loading.sample_order import EpochSampler, LoaderState, seed_of
 from reco_lightning.support.argument_checks import check_finite, check_flag, check_int
 
 __all__ = ["ResumableDataLoader"]
@@ -169,7 +169,7 @@ class ResumableDataLoader(DataLoader[Item]):
             stream = stream[last - first :]
 
     def set_epoch(self, epoch: int) -> None:
-        """Turn to an epoch, as `Place.announce` says; Lightning calls it through the sampler.
+        """Turn to an epoch, as `LoaderState.announce` says; Lightning calls it through the sampler.
 
         Args:
             epoch: From 0.
@@ -193,7 +193,9 @@ class ResumableDataLoader(DataLoader[Item]):
         now, epoch = self._signature(), state_dict["epoch"]
         changed = [key for key in now if state_dict.get(key) != now[key]]
         if not changed:
-            self._passes.place = Place(epoch, state_dict["start"], state_dict["batches"], loaded=True, resumed=True)
+            self._passes.place = LoaderState(
+                epoch, state_dict["start"], state_dict["batches"], loaded=True, resumed=True
+            )
             return
         difference = ", ".join(f"{key} was {state_dict.get(key)} and is {now[key]}" for key in changed)
         if self.strict:
@@ -202,7 +204,7 @@ class ResumableDataLoader(DataLoader[Item]):
                 "the old values, or use strict=False to serve that epoch from its beginning"
             )
         rank_zero_warn(f"The resumed epoch is served from its beginning, as {difference}.")
-        self._passes.place = Place(epoch, epoch * len(self))
+        self._passes.place = LoaderState(epoch, epoch * len(self))
 
     def _signature(self) -> dict[str, Any]:
         return {

@@ -17,11 +17,11 @@ import torch.distributed
 from torch.utils.data import Dataset, DistributedSampler
 from typing_extensions import override
 
-__all__ = ["EpochSampler", "Place", "data_ranks", "epoch_order", "rank_share", "seed_of"]
+__all__ = ["EpochSampler", "LoaderState", "data_ranks", "epoch_order", "rank_share", "seed_of"]
 
 
 def seed_of(*key: int) -> int:
-    """Mix several numbers into one seed, so that neighbouring ones give unrelated draws.
+    """Mixes several numbers into one seed, so that neighbouring ones give unrelated draws.
 
     Args:
         key: Whole numbers of 64 bits.
@@ -39,7 +39,7 @@ def seed_of(*key: int) -> int:
 
 
 def epoch_order(length: int, *, seed: int, number: int, shuffle: bool = True) -> torch.Tensor:
-    """Order in which a pass visits a dataset: a function of its arguments alone.
+    """Returns the order in which a pass visits a dataset: a function of its arguments alone.
 
     Args:
         length: Items in the dataset.
@@ -62,7 +62,7 @@ def epoch_order(length: int, *, seed: int, number: int, shuffle: bool = True) ->
 
 
 def rank_share(order: torch.Tensor, *, rank: int, world_size: int, drop_last: bool) -> torch.Tensor:
-    """The part of an order that one process visits; all parts are equally long.
+    """Returns the part of an order that one process visits; all parts are equally long.
 
     Args:
         order: (n,).
@@ -84,7 +84,7 @@ def rank_share(order: torch.Tensor, *, rank: int, world_size: int, drop_last: bo
 
 
 def data_ranks(trainer: L.Trainer | None) -> tuple[int | None, int | None]:
-    """Which part of the data this process gets, as its trainer's strategy sees it.
+    """Returns which part of the data this process gets, as its trainer's strategy sees it.
 
     Differs from the process's rank where several processes share one copy of the model (tensor parallelism) and so need
     the same batches.
@@ -104,8 +104,8 @@ def data_ranks(trainer: L.Trainer | None) -> tuple[int | None, int | None]:
 
 
 @dataclass
-class Place:
-    """Where a loader is in the stream of batches, which is one pass over the data after another.
+class LoaderState:
+    """The position of a loader in the stream of batches, one pass over the data after another.
 
     Epochs need not be whole passes: Lightning ends one early at `max_steps` or `limit_train_batches`, and the next one
     then goes on where it ended, so that a run stopped by `max_steps` and resumed sees what the uninterrupted one saw.
@@ -209,7 +209,7 @@ class EpochSampler(DistributedSampler[int]):
         if rank is not None and world_size is not None and not 0 <= rank < world_size:
             raise ValueError(f"rank must be 0 to {world_size - 1}, below world_size, got {rank}")
         self.batch_size, self.epoch_batches = batch_size, epoch_batches
-        self.place = Place()
+        self.place = LoaderState()
         self.part = (0, 0, -1)
         self._ranks = None if rank is None or world_size is None else (rank, world_size)
 

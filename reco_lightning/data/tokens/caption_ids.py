@@ -47,7 +47,7 @@ def load_text_tokenizer(folder: str) -> Any:
 
 
 def check_captions(captions: Sequence[str | None]) -> None:
-    """Refuses what is no sequence of texts; a single text is none.
+    """Raises unless the captions are a sequence of texts; a single text is rejected.
 
     Args:
         captions: Texts, or None in the place of one.

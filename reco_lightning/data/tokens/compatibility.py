@@ -14,7 +14,7 @@ __all__ = ["mismatches", "refuse_mismatch"]
 
 
 def mismatches(manifest: Manifest, *, network: Any = None, samplers: Sequence[Any] = ()) -> list[str]:
-    """All numbers in which token shards differ from what they are to train.
+    """Returns all numbers in which token shards differ from what they are to train.
 
     Args:
         manifest: Of the shards.
@@ -65,7 +65,7 @@ def mismatches(manifest: Manifest, *, network: Any = None, samplers: Sequence[An
 def refuse_mismatch(
     manifest: Manifest, *, folder: str | os.PathLike[str], network: Any = None, samplers: Sequence[Any] = ()
 ) -> None:
-    """Check that token shards fit what they are to train.
+    """Checks that token shards fit what they are to train.
 
     Args:
         manifest: Of the shards.

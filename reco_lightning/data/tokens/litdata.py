@@ -45,7 +45,7 @@ def export_litdata(
     chunk_clips: int | None = None,
     storage_options: dict[str, Any] | None = None,
 ) -> None:
-    """Write token shards as litdata datasets, split into training and validation clips as by `TokenDataModule`.
+    """Writes token shards as litdata datasets, split into training and validation clips as by `TokenDataModule`.
 
     Training clips are stored in random order, since litdata shuffles files and the clips inside each. Where processes
     are not forked, call this under `if __name__ == "__main__":`, as litdata writes from another process.

@@ -68,7 +68,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of token shards holds.
+    """The contents of a folder of token shards.
 
     Attributes:
         vocab_size: V; ids are 0 to V - 1.
@@ -112,7 +112,7 @@ class Manifest:
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, as 64 hexadecimal digits.
+    """Returns the SHA-256 of a file, as 64 hexadecimal digits.
 
     Args:
         path: The file; read in pieces.
@@ -125,7 +125,7 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
 
 
 def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> Path:
-    """Write `manifest.json`; it appears, or replaces the old one, at once and whole.
+    """Writes `manifest.json`; it appears, or replaces the old one, at once and whole.
 
     Args:
         folder: Where the shards lie.
@@ -143,7 +143,7 @@ def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> Path:
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
-    """Read and check `manifest.json`.
+    """Reads and checks `manifest.json`.
 
     Args:
         folder: A folder that `TokenShardWriter` wrote.
@@ -200,7 +200,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
 
 
 def check_grid(grid: Sequence[int], *, frame_aligned: bool = True) -> tuple[int, ...]:
-    """Check the shape of a clip's ids.
+    """Checks the shape of a clip's ids.
 
     Args:
         grid: (t, h, w), or (N,) where the ids lie on no grid.

@@ -28,7 +28,7 @@ Table = npt.NDArray[np.int64]
 
 
 def split_by_source(table: Table, *, val_fraction: float, seed: int = 0) -> tuple[list[int], list[int]]:
-    """Split clips by file: whole files go to one side, at least one to each.
+    """Splits clips by file: whole files go to one side, at least one to each.
 
     With the same files, fraction and seed these are the files that `VideoDataModule` holds out, so that clips which the
     tokenizer never saw validate the model too. Where there is a single file, the split is `split_by_time`.
@@ -62,7 +62,7 @@ def split_by_source(table: Table, *, val_fraction: float, seed: int = 0) -> tupl
 
 
 def split_by_time(table: Table, *, val_fraction: float) -> tuple[list[int], list[int]]:
-    """Split every file's clips by time: the last ones validate, and clips that share frames with them are left out.
+    """Splits every file's clips by time: the last ones validate, and clips that share frames with them are left out.
 
     Args:
         table: int64 (clips, 6), `TokenShards.table`. Clips of unknown origin count as one file in order.
@@ -106,7 +106,7 @@ def split_by_time(table: Table, *, val_fraction: float) -> tuple[list[int], list
 def split_shards(
     shards: TokenShards, split: Split, *, val_fraction: float, seed: int = 0
 ) -> tuple[list[int], list[int]]:
-    """Split the clips of a folder of token shards.
+    """Splits the clips of a folder of token shards.
 
     Videos of UCF101 that were cut from one recording (the `gXX` in their names) count as one file under `source`, as
     in `VideoDataModule`.

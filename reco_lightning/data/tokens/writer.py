@@ -35,7 +35,7 @@ _KEPT = "the shards that were there are as they were: free space, and give the s
 
 
 class ClipSource(NamedTuple):
-    """Where a clip comes from.
+    """The origin of a clip: its file and frames.
 
     Attributes:
         path: The video file, relative to the folder of videos.
@@ -51,7 +51,7 @@ class ClipSource(NamedTuple):
 
 
 def token_dtype(vocab_size: int) -> str:
-    """Smallest of the two dtypes in which ids are stored.
+    """Returns the smallest of the two dtypes in which ids are stored.
 
     Args:
         vocab_size: V, 1 to 2**32.
@@ -70,7 +70,7 @@ def token_dtype(vocab_size: int) -> str:
 
 
 def check_ids(ids: Tensor | npt.ArrayLike, *, grid: tuple[int, ...], vocab_size: int) -> npt.NDArray[Any]:
-    """Check the ids of some clips.
+    """Checks the ids of some clips.
 
     Args:
         ids: Integers (n, t, h, w), or (n, N).
@@ -104,7 +104,7 @@ def check_ids(ids: Tensor | npt.ArrayLike, *, grid: tuple[int, ...], vocab_size:
 
 
 def refuse_shards(folder: str | os.PathLike[str]) -> None:
-    """Check that a folder holds no token shards yet.
+    """Checks that a folder holds no token shards yet.
 
     Args:
         folder: May not exist.

@@ -21,7 +21,7 @@ Resize = Literal["short_side_crop", "squash"]
 
 
 def fit_size(height: int, width: int, *, size: int | tuple[int, int], resize: Resize) -> tuple[int, int]:
-    """Size that a whole frame is scaled to before the centre crop.
+    """Returns the size that a whole frame is scaled to before the centre crop.
 
     Args:
         height: Height of the frame in pixels.
@@ -62,7 +62,7 @@ def open_source(path: str | os.PathLike[str]) -> VideoFile | FrameFolder:
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
-    """Decode a file once from start to end and say what it holds and who can read it.
+    """Decodes a file once from start to end and reports what it holds and who can read it.
 
     Only a full decode finds damage in the middle, and only a comparison finds the files in which decord returns frames
     other than those asked for (it does in some HEVC, MPEG-TS, MPEG-4 and edited MP4 files): its frames at the start,
@@ -97,7 +97,7 @@ def read_clip(
     resize: Resize = "short_side_crop",
     info: VideoInfo | None = None,
 ) -> Pixels:
-    """Read one clip of T frames, resized in the decoder.
+    """Reads one clip of T frames, resized in the decoder.
 
     Rotation metadata is applied; pixels are taken as square. The reader is opened here and dropped on return, with one
     thread, so the function may be called from any worker process.

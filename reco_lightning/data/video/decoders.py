@@ -60,7 +60,7 @@ class VideoError(ValueError):
 
 
 class VideoInfo(NamedTuple):
-    """What `probe` found in a video file.
+    """The findings of `probe` about a video.
 
     Attributes:
         frames: Number of frames that decode.
@@ -79,7 +79,7 @@ class VideoInfo(NamedTuple):
 
 @contextmanager
 def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a file and its main video stream with PyAV; whatever FFmpeg raises meanwhile becomes a `VideoError`.
+    """Opens a file and its main video stream with PyAV; whatever FFmpeg raises meanwhile becomes a `VideoError`.
 
     Args:
         path: Absolute path of the file.
@@ -107,7 +107,7 @@ def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 
 def decode_frames(path: str, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """Decode frames in display order; the first sign of damage raises, also where FFmpeg would paint over it.
+    """Decodes frames in display order; the first sign of damage raises, also where FFmpeg would paint over it.
 
     Args:
         path: The file, for the message.
@@ -133,7 +133,7 @@ def decode_frames(path: str, container: InputContainer, stream: VideoStream) -> 
 
 
 def frame_pixels(scaler: VideoReformatter, frame: VideoFrame, *, height: int, width: int) -> Pixels:
-    """Scale one frame as decord scales and turn it as the file's metadata says.
+    """Scales one frame as decord does and turns it as the file's metadata says.
 
     Args:
         scaler: One per file: it keeps its tables from frame to frame.
@@ -152,7 +152,7 @@ def frame_pixels(scaler: VideoReformatter, frame: VideoFrame, *, height: int, wi
 
 
 def read_decord(path: str, indices: range, *, total: int, size: tuple[int, int]) -> Pixels | None:
-    """Read the frames at `indices` with decord, opened for this call alone and with one thread.
+    """Reads the frames at `indices` with decord, opened for this call alone and with one thread.
 
     Args:
         path: Absolute path of the file.
@@ -179,7 +179,7 @@ def read_decord(path: str, indices: range, *, total: int, size: tuple[int, int])
 
 
 def read_pyav(path: str, indices: range, *, size: tuple[int, int]) -> Pixels:
-    """Read the frames at `indices` with PyAV, decoding from the start of the file and counting.
+    """Reads the frames at `indices` with PyAV, decoding from the start of the file and counting.
 
     Seeking by time stamps would be faster far into a file, and wrong wherever stamps are missing or out of order.
 

@@ -17,7 +17,7 @@ LABELS = "dataset.json"
 
 
 def walk(root: str | os.PathLike[str]) -> Iterator[tuple[str, list[str]]]:
-    """Go through all folders that hold files, in sorted order, into zip files too; linked folders are followed.
+    """Goes through all folders that hold files, in sorted order, into zip files too; linked folders are followed.
 
     Args:
         root: A folder or a zip file.
@@ -53,7 +53,7 @@ def walk(root: str | os.PathLike[str]) -> Iterator[tuple[str, list[str]]]:
 
 
 def find_frame_folders(root: str | os.PathLike[str]) -> list[str]:
-    """List the folders that hold pictures.
+    """Lists the folders that hold pictures.
 
     Args:
         root: A folder or a zip file.
@@ -69,7 +69,7 @@ def find_frame_folders(root: str | os.PathLike[str]) -> list[str]:
 
 
 def folder_parts(root: str | os.PathLike[str], name: str) -> tuple[str, ...]:
-    """Components of a path as if zip files were unpacked: `cats.zip` is the folder `cats`, also where it holds one.
+    """Splits a path as if zip files were unpacked: `cats.zip` is the folder `cats`, also where it holds one.
 
     Args:
         root: The folder or zip file.
@@ -90,7 +90,7 @@ def folder_parts(root: str | os.PathLike[str], name: str) -> tuple[str, ...]:
 
 
 def read_frame_labels(root: str | os.PathLike[str]) -> dict[str, int | str]:
-    """Read the labels that StyleGAN-V's `dataset.json` gives, in `root` itself or in zip files below.
+    """Reads the labels that StyleGAN-V's `dataset.json` gives, in `root` itself or in zip files below.
 
     It is `{"labels": [["first/0001.png", 3], ...]}`, or a mapping; paths of frames or of their folders, relative to
     the folder that it lies in.

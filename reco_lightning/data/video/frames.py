@@ -47,7 +47,7 @@ class ZipMember(NamedTuple):
 
 
 def frame_order(name: str) -> tuple[int, list[str | int]]:
-    """Sorting key of a frame's file name: by the number after the last underscore, then naturally (9 before 10).
+    """Returns a sorting key of frame files: by the number after the last underscore, then naturally (9 before 10).
 
     Args:
         name: File name with its ending.
@@ -156,7 +156,7 @@ class FrameFolder:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file name is that of a frame: a picture's ending, and not hidden.
+    """Returns whether a file name is that of a frame: a picture's ending, and not hidden.
 
     Args:
         name: Without folders.
@@ -165,7 +165,7 @@ def is_image(name: str) -> bool:
 
 
 def is_frame_folder(path: str | os.PathLike[str]) -> bool:
-    """Whether a path leads to a folder, on disk or in a zip file, so that its video is one picture for each frame.
+    """Returns whether a path leads to a folder, on disk or in a zip file: its video is one picture for each frame.
 
     Args:
         path: A video; need not exist.
@@ -177,7 +177,7 @@ def is_frame_folder(path: str | os.PathLike[str]) -> bool:
 
 
 def split_zip(path: str) -> tuple[str, str]:
-    """Part a path at the zip file that it leads into.
+    """Splits a path at the zip file that it leads into.
 
     Args:
         path: Absolute.
@@ -199,7 +199,7 @@ def split_zip(path: str) -> tuple[str, str]:
 
 
 def zip_folders(path: str) -> dict[str, dict[str, ZipMember]]:
-    """The folders inside a zip file that hold files, each with its files; remembered until the zip file changes.
+    """Lists the folders inside a zip file that hold files, each with its files; remembered until the zip file changes.
 
     Args:
         path: The zip file.

@@ -26,7 +26,7 @@ _THREADS = 8  # both decoders release the interpreter lock; more threads only fi
 
 
 class Scan(NamedTuple):
-    """What a scan found.
+    """The findings of a scan.
 
     Attributes:
         infos: Sound files in the order they were given, with what `probe` says of each.
@@ -38,7 +38,7 @@ class Scan(NamedTuple):
 
 
 def find_videos(root: str | os.PathLike[str], extensions: Sequence[str] = VIDEO_EXTENSIONS) -> list[str]:
-    """List the videos below a folder, in an order that depends on nothing but their names.
+    """Lists the videos below a folder, in an order that depends on nothing but their names.
 
     Linked folders are followed, hidden files and folders (`.name`) passed over.
 
@@ -67,7 +67,7 @@ def find_videos(root: str | os.PathLike[str], extensions: Sequence[str] = VIDEO_
 
 
 def leads_back(folder: str, name: str) -> bool:
-    """Whether a linked folder is one of its own parents, so that walking into it would never end.
+    """Returns whether a linked folder is one of its own parents, so that walking into it would never end.
 
     Args:
         folder: Where it lies.
@@ -78,7 +78,7 @@ def leads_back(folder: str, name: str) -> bool:
 
 
 def scan_videos(root: str | os.PathLike[str], names: Sequence[str], *, cache: bool = True) -> Scan:
-    """Probe files, several at a time, remembering the sound ones until they change.
+    """Probes files, several at a time, remembering the sound ones until they change.
 
     Args:
         root: The folder.
@@ -119,7 +119,7 @@ def scan_videos(root: str | os.PathLike[str], names: Sequence[str], *, cache: bo
 
 
 def cache_file(root: str | os.PathLike[str]) -> Path:
-    """Where the last scan of a folder is kept: below `$XDG_CACHE_HOME`, by default `~/.cache`.
+    """Returns where the last scan of a folder is kept: below `$XDG_CACHE_HOME`, by default `~/.cache`.
 
     Args:
         root: The folder; links and relative paths lead to the same file.

@@ -145,7 +145,7 @@ def benchmark(
 
 
 def benchmark_table(found: Sequence[Measurement]) -> str:
-    """The measurements as a Markdown table.
+    """Returns the measurements as a Markdown table.
 
     Args:
         found: The measurements.
@@ -187,7 +187,7 @@ def benchmark_table(found: Sequence[Measurement]) -> str:
 
 
 def benchmark_figure(found: Sequence[Measurement]) -> tuple[Figure, Sequence[Axes]]:
-    """Step time and memory by model size (the paper's Figures 3 and 7).
+    """Draws step time and memory by model size (the paper's Figures 3 and 7).
 
     Args:
         found: The measurements.

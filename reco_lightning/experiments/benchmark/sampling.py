@@ -65,7 +65,7 @@ class GenerationSpeed:
 
 
 def as_llama(network: VideoTransformer) -> LlamaForCausalLM:
-    """The same function as a Llama of transformers: same logits from the same weights.
+    """Builds the same function as a Llama of transformers: same logits from the same weights.
 
     The reference network turns a query by the place that its row predicts, one further than the row's own. That turn is
     the same for every row, and goes into the queries' weights.

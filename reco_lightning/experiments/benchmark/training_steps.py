@@ -37,7 +37,7 @@ METHODS = ("plain", "fewer-frames", "local-opt", "reco")
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a method's training step costs, averaged over its kinds of steps by their shares.
+    """The cost of a method's training step, averaged over its kinds of steps by their shares.
 
     Args:
         method: ``plain`` or a packaged method.
@@ -72,7 +72,7 @@ class Measurement:
 
 
 def network_of_size(size: str, *, vocab_size: int, grid: tuple[int, int, int]) -> VideoTransformer:
-    """A reference network by the paper's name, or by ``WIDTHxDEPTHxHEADS``.
+    """Returns a reference network by the paper's name, or by ``WIDTHxDEPTHxHEADS``.
 
     Args:
         size: ``"110m"``, ``"343m"``, ``"770m"`` or numbers such as ``"256x6x4"``.
@@ -97,7 +97,7 @@ def network_of_size(size: str, *, vocab_size: int, grid: tuple[int, int, int]) -
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, *, seconds: float = 1.0) -> float:
-    """Floating-point operations per second of square matrix products on a device: the best of many.
+    """Returns the floating-point operations per second of square matrix products on a device: the best of many.
 
     Args:
         device: Where.
@@ -114,7 +114,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, *, seconds: float = 1.
 
 
 def check_measurement(*, methods: Sequence[str], batch_size: int, steps: int, burn_in: int) -> None:
-    """Refuses what `StepBenchmark` cannot measure.
+    """Raises unless `StepBenchmark` can measure it.
 
     Args:
         methods: As in `StepBenchmark`, like all that follows.

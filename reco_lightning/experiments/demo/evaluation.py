@@ -93,7 +93,7 @@ class Samples(NamedTuple):
 
 @torch.inference_mode()
 def position_losses(model: VideoModel, clips: Dataset[TokenItem], *, batch_size: int) -> tuple[float, ...]:
-    """Mean cross-entropy of each token position on whole sequences.
+    """Returns the mean cross-entropy of each token position on whole sequences.
 
     Args:
         model: The model; its first row predicts the first token.
@@ -117,7 +117,7 @@ def position_losses(model: VideoModel, clips: Dataset[TokenItem], *, batch_size:
 
 
 def held_out_tokens(clips: Dataset[TokenItem], count: int) -> Tensor:
-    """Tokens of some held-out clips, spread over all of them, (count, N)."""
+    """Returns the tokens of some held-out clips, spread over all of them, (count, N)."""
     places = evenly(range(len(clips)), count)  # type: ignore[arg-type]
     return torch.stack([clips[place]["tokens"] for place in places])
 
@@ -147,7 +147,7 @@ def sample_and_continue(
 
 @torch.inference_mode()
 def decode_grid(tokenizer: VideoTokenizer, tokens: Tensor, grid: tuple[int, ...], *, columns: int = 2) -> Pixels:
-    """Tokens to one video that shows all clips, enlarged.
+    """Decodes tokens to one video that shows all clips, enlarged.
 
     Args:
         tokenizer: Decodes.

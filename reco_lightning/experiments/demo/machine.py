@@ -15,7 +15,7 @@ __all__ = ["hardware", "peak_memory"]
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores, threads, accelerator and versions of this run."""
+    """Describes processor, cores, threads, accelerator and versions of this run."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "processor": _processor(),
@@ -37,7 +37,7 @@ def _processor() -> str:
 
 
 def peak_memory() -> int | None:
-    """Largest resident size of this process so far in bytes; None where the system does not say."""
+    """Returns the largest resident size of this process so far in bytes; None where the system does not say."""
     try:
         import resource
     except ModuleNotFoundError:  # Windows

@@ -52,7 +52,7 @@ def quiet() -> Iterator[None]:
 
 
 def stage_bar(number: int, name: str, total: int, unit: str = "step") -> tqdm:
-    """Progress bar of a stage, 1 to 7; seldom drawn where the output is a file."""
+    """Makes the progress bar of a stage, 1 to 7; seldom drawn where the output is a file."""
     shown = f"[{number}/{STAGES}] {name}"
     terminal = sys.stderr.isatty()
     every = 0.2 if terminal else 15  # seconds

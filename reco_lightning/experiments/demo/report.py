@@ -25,7 +25,7 @@ _SAME = 0.005  # nats: less is called the same
 
 
 def tables(rows: Sequence[Row]) -> tuple[Table, Table]:
-    """Heads and cells of the two tables: cost, and cross-entropy by frame block.
+    """Returns the heads and cells of the two tables: cost, and cross-entropy by frame block.
 
     Args:
         rows: The trained models, the plain one first.
@@ -51,7 +51,7 @@ def tables(rows: Sequence[Row]) -> tuple[Table, Table]:
 
 
 def markdown_table(table: Table) -> str:
-    """A table in Markdown, first column to the left, numbers to the right.
+    """Returns a table in Markdown, first column to the left, numbers to the right.
 
     Example:
         >>> print(markdown_table((["training", "steps"], [["plain", "400"]])))

@@ -76,7 +76,7 @@ def run_demo(
 
 
 def compare(settings: Settings, *, videos: str | None, output: str, seed: int) -> Path:
-    """Does what `run_demo` says, with any sizes.
+    """Runs the demo with any sizes.
 
     Args:
         settings: Sizes.

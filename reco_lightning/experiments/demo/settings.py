@@ -12,7 +12,7 @@ __all__ = ["FULL", "QUICK", "Settings"]
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides how long the demo takes and what it trains.
+    """Sizes and times of the demo.
 
     Args:
         videos: Videos used at most.

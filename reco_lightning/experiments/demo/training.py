@@ -56,7 +56,7 @@ class Run:
 
 
 def make_loggers(folder: Path, name: str, config: dict[str, Any]) -> list[Logger]:
-    """CSV, and W&B offline unless the environment variable WANDB_MODE says otherwise.
+    """Makes the loggers: CSV, and W&B offline unless the environment variable WANDB_MODE says otherwise.
 
     Args:
         folder: Where the logs go.
@@ -101,7 +101,7 @@ class DemoTokens(TokenDataModule):
 
 
 def build_model(grid: tuple[int, int, int], *, settings: Settings, seed: int) -> VideoModel:
-    """The model of both runs: with one seed, the same first weights."""
+    """Builds the model of both runs: with one seed, the same first weights."""
     L.seed_everything(seed, verbose=False)
     network = VideoTransformer(
         vocab_size=settings.codebook_size,

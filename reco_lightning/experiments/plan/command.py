@@ -44,7 +44,7 @@ Strategy = Literal["ddp", "fsdp"]
 
 @dataclass(frozen=True)
 class Setting:
-    """What a plan is made for.
+    """The training that a plan is made for.
 
     Args:
         grid: Frame blocks, rows and columns of the tokens.
@@ -112,7 +112,7 @@ class States:
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """What a step on one window costs a device.
+    """The cost of a step on one window, for a device.
 
     Args:
         window: The window.
@@ -129,7 +129,7 @@ class WindowPlan:
 
 @dataclass(frozen=True)
 class MethodPlan:
-    """What a training costs a device.
+    """The cost of a training, for a device.
 
     Args:
         size: Name of the network's size.
@@ -362,7 +362,7 @@ def _mean(sampler: WindowSampler, known: dict[int, int]) -> float:
 
 
 def plan_table(plans: Sequence[MethodPlan], *, rate: float | None = None) -> str:
-    """The plans as a Markdown table, a line for each window that was followed and one for the mean.
+    """Returns the plans as a Markdown table, a line for each window that was followed and one for the mean.
 
     Args:
         plans: The plans.
@@ -400,7 +400,7 @@ def plan_table(plans: Sequence[MethodPlan], *, rate: float | None = None) -> str
 
 
 def states_table(plans: Sequence[MethodPlan]) -> str:
-    """What each size holds on a device whatever the method, as a Markdown table.
+    """Returns what each size holds on a device whatever the method, as a Markdown table.
 
     Args:
         plans: The plans.

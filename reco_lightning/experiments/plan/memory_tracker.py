@@ -39,7 +39,7 @@ _COUNTED = flop_registry | {
 
 @dataclass(frozen=True)
 class StepTrace:
-    """What a training step needs beyond weights and optimizer state.
+    """The memory and operations of a training step beyond weights and optimizer state.
 
     Args:
         operations: Floating-point operations, forward and backward, recomputation included.
@@ -55,7 +55,7 @@ class StepTrace:
 
 
 class StepTracker(TorchDispatchMode):
-    """While entered, follows the memory of new tensors from their making to their end, and counts operations.
+    """Follows, while entered, the memory of new tensors from their making to their end, and counts operations.
 
     It sees what an allocator is asked for by operators. Scratch space inside a kernel, and what an allocator rounds up
     or cannot reuse, are beyond it. Tensors without data (of ``FakeTensorMode``) are followed like all others.
@@ -162,7 +162,7 @@ def _drop_gradient(parameter: torch.Tensor) -> None:
 
 
 def run_kernels(kernels: Kernels) -> AbstractContextManager[Any]:
-    """The context in which a step keeps what these kernels keep; computed values count for nothing in ``"cuda"``.
+    """Returns the context in which a step keeps what these kernels keep; in ``"cuda"`` values are not computed.
 
     Args:
         kernels: ``"cuda"``: flash attention, which keeps its output and a number per row and head in place of the

@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from reco_lightning.data.video.clip import fit_size, probe, read_clip
 from reco_lightning.experiments.demo.clips import evenly, find_sample_videos, square_views
 from reco_lightning.experiments.demo.progress import quiet
-from reco_lightning.experiments.study.claims import claim
 from reco_lightning.experiments.study.data_spec import DataSpec
 from reco_lightning.experiments.study.digits import shuffled
+from reco_lightning.experiments.study.locks import lock
 from reco_lightning.experiments.study.settings import Settings
 from reco_lightning.tokenizers.base import to_uint8, to_unit_range
 from reco_lightning.tokenizers.vqvae import VQVAE
@@ -39,7 +39,7 @@ _TOKENIZER_BLOCKS = 5
 
 
 def frames_of(blocks: int) -> int:
-    """Frames that frame blocks stand for: the first one alone, then four in a block.
+    """Returns the frames that frame blocks stand for: the first one alone, then four in a block.
 
     Example:
         >>> frames_of(5)
@@ -49,7 +49,7 @@ def frames_of(blocks: int) -> int:
 
 
 def read_views() -> list[Pixels]:
-    """Square views of the demo's videos, as the demo cuts them, at the size that the tokenizer reads.
+    """Returns the square views of the demo's videos, as the demo cuts them, at the size that the tokenizer reads.
 
     Returns:
         Views (T, 32, 32, 3).
@@ -85,7 +85,7 @@ class ClipSource:
         self._folder = folder / f"clips-{settings.tokenizer_steps}-steps"
         self._folder.mkdir(parents=True, exist_ok=True)
         self._views: list[Pixels] | None = None
-        with claim(self._folder / "tokenizer.lock", wait=True):
+        with lock(self._folder / "tokenizer.lock", wait=True):
             self._tokenizer = self._load_tokenizer(settings.tokenizer_steps)
         tokens = self._tokens(spec.blocks, held_out=False)
         count = len(tokens) if spec.clips is None else spec.clips
@@ -124,7 +124,7 @@ class ClipSource:
     def _tokens(self, blocks: int, *, held_out: bool) -> Tokens:
         """Tokens of all clips of a length, from the folder or made now, (n, blocks * h * w)."""
         path = self._folder / f"tokens-{blocks}-{'held-out' if held_out else 'train'}.npy"
-        with claim(path.with_suffix(".lock"), wait=True):
+        with lock(path.with_suffix(".lock"), wait=True):
             if not path.is_file():
                 part = path.with_suffix(".part")
                 with part.open("wb") as file:

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from reco_lightning.experiments.study.claims import claim, write_json
 from reco_lightning.experiments.study.data_spec import DataName
+from reco_lightning.experiments.study.locks import lock, write_json
 from reco_lightning.experiments.study.plan import Plan, RunSpec, load_plan
 from reco_lightning.experiments.study.report import write_report
 from reco_lightning.experiments.study.settings import Settings
@@ -71,7 +71,7 @@ def run_plan(
     train: bool = True,
     settings: Settings | None = None,
 ) -> Path:
-    """Does what `study` says, with any plan and sizes.
+    """Runs a study with any plan and sizes.
 
     Args:
         plan: What to run.
@@ -110,7 +110,7 @@ def run_plan(
 
 
 def finished(folder: Path, spec: RunSpec) -> dict[str, Any] | None:
-    """The record of a run, or None where it is not finished."""
+    """Reads the record of a run, or None where it is not finished."""
     path = _path(folder, spec)
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
@@ -127,7 +127,7 @@ def do_runs(specs: Sequence[RunSpec], folder: Path) -> None:
         path = _path(folder, spec)
         if path.is_file():
             continue
-        with claim(path.with_suffix(".lock")) as held:
+        with lock(path.with_suffix(".lock")) as held:
             if not held or path.is_file():
                 continue
             threads = torch.get_num_threads()

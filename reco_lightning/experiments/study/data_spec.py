@@ -21,7 +21,7 @@ LONGEST_REAL = 12
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Which clips a run is trained on.
+    """The clips that a run is trained on.
 
     Args:
         name: ``"digits"``, moving digits, or ``"clips"``, the real clips of the demo.

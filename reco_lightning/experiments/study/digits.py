@@ -41,7 +41,7 @@ _HELD_OUT = 360
 
 @lru_cache(maxsize=1)
 def digit_sets() -> tuple[Frames, Frames]:
-    """The digits to train on and those to measure on, which share none.
+    """Returns the digits to train on and those to measure on, which share none.
 
     Returns:
         Pictures (1437, 8, 8) and (360, 8, 8), 0 to 1.
@@ -89,7 +89,7 @@ def place(pictures: Frames, corners: npt.NDArray[np.int64]) -> Frames:
 
 @lru_cache(maxsize=1)
 def codebook() -> npt.NDArray[np.float32]:
-    """The 64 patches that stand for all: k-means of patches of training clips, from a fixed seed.
+    """Returns the 64 patches that stand for all: k-means of patches of training clips, from a fixed seed.
 
     Returns:
         Patches, (64, 9), 0 to 1, from dark to bright.
@@ -106,7 +106,7 @@ def codebook() -> npt.NDArray[np.float32]:
 
 
 def encode(clips: Frames) -> Tokens:
-    """The nearest patch of the codebook for each patch.
+    """Finds the nearest patch of the codebook for each patch.
 
     Args:
         clips: (B, T, 12, 12), 0 to 1.
@@ -121,7 +121,7 @@ def encode(clips: Frames) -> Tokens:
 
 
 def decode(tokens: Tokens) -> Frames:
-    """Tokens back to clips.
+    """Turns tokens back to clips.
 
     Args:
         tokens: (B, T * 16).
@@ -195,7 +195,7 @@ class MovingDigits:
 
 
 def shuffled(numbers: npt.NDArray[np.int64], clips: int, seed: int) -> npt.NDArray[np.int64]:
-    """Clips that the places of an endless row stand for: all of them in a new order in each pass.
+    """Returns the clips that the places of an endless row stand for: all of them in a new order in each pass.
 
     Args:
         numbers: Places in the row, 0 or more.

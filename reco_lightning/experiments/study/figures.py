@@ -26,7 +26,7 @@ _DASHES: tuple[Any, ...] = ("-", "--", ":", "-.")
 
 
 def cost_curves(curves: Mapping[str, npt.NDArray[np.float64]], *, ax: Axes | None = None) -> tuple[Figure, Axes]:
-    """Validation losses of any number of runs against what was spent on them; the legend stands beside them.
+    """Draws validation losses of any number of runs against what was spent on them; the legend stands beside them.
 
     Args:
         curves: Points (share of the plain run's operations, nats per token) of each run by its name, (n, 2).
@@ -60,7 +60,7 @@ def weight_curve(
     y_label: str,
     ax: Axes | None = None,
 ) -> tuple[Figure, Axes]:
-    """A measure against the weight of the continuity loss, with confidence intervals.
+    """Draws a measure against the weight of the continuity loss, with confidence intervals.
 
     Args:
         weights: Lambda of each run, 0 or more.

@@ -19,7 +19,7 @@ _ROWS = 128
 
 @torch.inference_mode()
 def position_losses(model: VideoModel, tokens: torch.Tensor) -> npt.NDArray[np.float64]:
-    """Mean cross-entropy of each token position on whole sequences.
+    """Returns the mean cross-entropy of each token position on whole sequences.
 
     Args:
         model: The model; left in the mode that it was in.
@@ -39,7 +39,7 @@ def position_losses(model: VideoModel, tokens: torch.Tensor) -> npt.NDArray[np.f
 
 
 def clip_features(pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """All pixels of all frames, and all differences of neighbouring frames.
+    """Returns all pixels of all frames, and all differences of neighbouring frames.
 
     Args:
         pixels: (n, T, P).

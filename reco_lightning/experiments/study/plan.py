@@ -32,7 +32,7 @@ _FIXED = ("self", "sampler", "frame_blocks", "tokens_per_block", "seed")
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Everything that decides a run's result.
+    """The settings of a run: everything that decides its result.
 
     Args:
         data: Its clips.
@@ -120,7 +120,7 @@ class Plan:
 
 
 def plan_names() -> list[str]:
-    """Names of the packaged plans.
+    """Returns the names of the packaged plans.
 
     Example:
         >>> "tables123" in plan_names()

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reco_lightning.experiments.study.claims import write_json
 from reco_lightning.experiments.study.figures import write_figures
+from reco_lightning.experiments.study.locks import write_json
 from reco_lightning.experiments.study.plan import Line, Plan
 from reco_lightning.experiments.study.rows import Estimate, Row
 from reco_lightning.experiments.study.settings import Settings

@@ -35,7 +35,7 @@ class Estimate:
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
-    """Mean and 95 % confidence interval by Student's t.
+    """Computes the mean and the 95 % confidence interval by Student's t.
 
     Args:
         values: One number a seed.

@@ -38,7 +38,7 @@ _SAMPLED_TOGETHER = 256
 
 
 def share_of_rate(done: float) -> float:
-    """Learning rate as a share of its peak: a linear rise over the first twentieth, then a cosine down to 0.
+    """Returns the learning rate over its peak: a linear rise over the first twentieth, then a cosine down to 0.
 
     Args:
         done: Share of the training that is done, 0 to 1.

@@ -43,7 +43,7 @@ _PARTS = {
 
 
 def tensor_name(key: str) -> str | None:
-    """The name in DeepMind's checkpoint of one of the network's tensors.
+    """Returns the name in DeepMind's checkpoint of one of the network's tensors.
 
     Args:
         key: A key in the state dict of `InceptionI3D`.
@@ -69,7 +69,7 @@ def tensor_name(key: str) -> str | None:
 
 
 def i3d_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The network's state dict, from the tensors of DeepMind's checkpoint.
+    """Returns the network's state dict, from the tensors of DeepMind's checkpoint.
 
     Args:
         tensors: All 230 of them, by name; kernels (T, H, W, in, out).

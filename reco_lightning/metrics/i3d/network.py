@@ -46,7 +46,7 @@ _POOLS: dict[str, tuple[Size, Size]] = {
 
 
 def same_padding(sizes: Sequence[int], kernel: Sequence[int], stride: Sequence[int]) -> list[int]:
-    """Zeros that TensorFlow's padding "SAME" puts around a volume: what is odd goes to the end.
+    """Returns the zeros that TensorFlow's padding "SAME" puts around a volume: what is odd goes to the end.
 
     Args:
         sizes: Length along each axis, (T, H, W).
@@ -231,14 +231,15 @@ def load_i3d(
         >>> load_i3d("nowhere.pt")
         Traceback (most recent call last):
             ...
-        ValueError: path must be a file of Inception-I3D weights, got 'nowhere.pt', which is no file; ...
+        ValueError: path must be an existing file of Inception-I3D weights, got 'nowhere.pt' (no such file); ...
     """
     check_path(path=path)
     check_int(at_least=1, batch_size=batch_size)
     protocol, name = fvd_protocol(protocol), os.fspath(path)
     if not Path(path).is_file():
         raise ValueError(
-            f"path must be a file of Inception-I3D weights, got {name!r}, which is no file; reco convert-i3d makes one"
+            f"path must be an existing file of Inception-I3D weights, got {name!r} (no such file); reco convert-i3d "
+            "makes one"
         )
     try:
         stored: Any = torch.load(path, map_location="cpu", weights_only=True)

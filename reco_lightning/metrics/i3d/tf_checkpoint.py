@@ -27,7 +27,7 @@ _FLOAT32 = 1  # DT_FLOAT
 
 @dataclass(frozen=True)
 class BundleEntry:
-    """Where a float32 tensor lies.
+    """The place of a float32 tensor in the checkpoint.
 
     Args:
         shape: Its shape.
@@ -41,7 +41,7 @@ class BundleEntry:
 
 
 def bundle_files(checkpoint: str | os.PathLike[str]) -> tuple[Path, Path]:
-    """The two files of a checkpoint.
+    """Returns the two files of a checkpoint.
 
     Args:
         checkpoint: Its folder, its prefix (`model.ckpt`), or one of its files.
@@ -79,7 +79,7 @@ def bundle_files(checkpoint: str | os.PathLike[str]) -> tuple[Path, Path]:
 
 
 def read_index(path: str | os.PathLike[str]) -> dict[str, BundleEntry]:
-    """The tensors of a checkpoint, by name.
+    """Returns the tensors of a checkpoint, by name.
 
     Args:
         path: The index file.

@@ -38,7 +38,7 @@ _UNREAD = {"rope_base", "initializer_range", "max_batch_size", "class_dropout_pr
 
 
 def hidden_width(dim: int, multiple: int = 256, factor: float | None = None) -> int:
-    """Width of the feed-forward network: 8/3 of the network's, times a factor, rounded up.
+    """Returns the width of the feed-forward network: 8/3 of the network's, times a factor, rounded up.
 
     Args:
         dim: D.
@@ -111,7 +111,7 @@ def arguments_from_json(stored: Mapping[str, Any], source: str = "config.json") 
 
 
 def check_arguments(config: Mapping[str, Any]) -> None:
-    """Refuses sizes of which no network can be made.
+    """Raises unless a network can be made of the sizes.
 
     Args:
         config: Arguments of `LARPTransformer`.

@@ -81,7 +81,7 @@ def decode_videos(
 def encode_first_frames(
     tokenizer: VideoTokenizer, path: str | os.PathLike[str], *, frames: int, grid: Sequence[int]
 ) -> Tensor:
-    """Ids of the first frames of a video file, encoded alone: what a model continues.
+    """Returns the ids of the first frames of a video file, encoded alone: what a model continues.
 
     Alone, since ids of a whole clip may tell of its later frames.
 

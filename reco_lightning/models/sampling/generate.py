@@ -134,7 +134,7 @@ def generate(
 
 
 def window_start(place: int, window: int, kept: int) -> int:
-    """First token of the window in which a token is sampled.
+    """Returns the first token of the window in which a token is sampled.
 
     Windows begin at 0 and then every ``window - kept`` tokens; a token belongs to the first that holds it.
 

@@ -15,7 +15,7 @@ __all__ = ["SamplingOptions", "VideoSamplingOptions", "per_sample_uniforms", "sa
 
 
 def per_sample_uniforms(seed: int, indices: Iterable[int], count: int) -> torch.Tensor:
-    """Random numbers of videos that depend on the seed and the video's index alone.
+    """Draws random numbers of videos that depend on the seed and the video's index alone.
 
     A video is the same whichever others are sampled beside it, in whatever batch and on whatever process. Torch's own
     generators are neither read nor moved.
@@ -41,7 +41,7 @@ def per_sample_uniforms(seed: int, indices: Iterable[int], count: int) -> torch.
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """How tokens are drawn.
+    """Options of drawing tokens.
 
     Args:
         temperature: 0 or more; 0 takes the likeliest token, below 1 sharpens the distribution.
@@ -82,7 +82,7 @@ class SamplingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoSamplingOptions(SamplingOptions):
-    """How the tokens of a video are drawn, and how many frame blocks of it the network sees.
+    """Options of sampling a video: how tokens are drawn, and how many frame blocks the network sees.
 
     Args:
         length: Frame blocks of a video, 1 or more, also more than the network was trained on; ``None`` is the trained

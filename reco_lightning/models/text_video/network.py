@@ -18,7 +18,7 @@ __all__ = ["TextVideoNetwork", "rows_like"]
 
 
 def rows_like(table: torch.Tensor, count: int) -> torch.Tensor:
-    """Fresh rows for a table, drawn as its own are spread, column by column.
+    """Makes fresh rows for a table, drawn as its own are spread, column by column.
 
     Rows that all begin as the mean, the usual choice for a few new words, would tell no video id from another.
 

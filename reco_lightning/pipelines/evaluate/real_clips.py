@@ -22,7 +22,7 @@ _AT_ONCE = 64  # files that a process looks into before the processes tell each 
 
 
 def clips_of_test(trainer: pl.Trainer) -> Any:
-    """The data set that a trainer tests on, from the start of the test on.
+    """Returns the data set that a trainer tests on, from the start of the test on.
 
     Args:
         trainer: Has one test loader.

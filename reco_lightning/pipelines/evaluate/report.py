@@ -14,7 +14,7 @@ __all__ = ["report_table", "write_report"]
 
 
 def report_table(records: Mapping[str, Mapping[str, Any]]) -> str:
-    """The scores as a Markdown table, each with what it rests on.
+    """Returns the scores as a Markdown table, each with what it rests on.
 
     Args:
         records: By name what the metric's ``record`` returned.

@@ -77,8 +77,8 @@ class CaptionRequests(pl.LightningDataModule):
         lines = read_lines(path, argument="captions") if path.is_file() else []
         if not lines:
             raise ValueError(
-                f"captions must be a text file with a caption in each line, got {self.captions!r}, which "
-                f"{'is empty' if path.is_file() else 'is none'}"
+                f"captions must be a text file with a caption in each line, got {self.captions!r} "
+                f"({'it is empty' if path.is_file() else 'no such file'})"
             )
         tokenizer = load_text_tokenizer(self.text_tokenizer)
         texts = [line.strip() or None for line in lines]

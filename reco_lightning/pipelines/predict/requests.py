@@ -93,7 +93,7 @@ class GenerationRequests(pl.LightningDataModule):
 
 def _read_ids(name: str, path: str, n: int) -> torch.Tensor:
     if not Path(path).is_file():
-        raise ValueError(f"{name} must be an .npy file of ids, got {path!r}, which is none")
+        raise ValueError(f"{name} must be an existing .npy file of ids, got {path!r} (no such file)")
     try:
         with open(path, "rb") as file:
             ids = np.load(file, allow_pickle=False)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Encodes clips through Lightning's predict loop, on any number of devices.
 
-Clips come from a `VideoFolder`; ids go to an `UnfinishedTokens`, a file for each process.
+Clips come from a `VideoFolder`; ids go to an `PartialTokens`, a file for each process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing_extensions import override
 
 from reco_lightning.data.clips.folder import VideoFolder
 from reco_lightning.data.video.clip import VideoError
-from reco_lightning.pipelines.tokenize.partial_output import PartWriter, UnfinishedTokens, difference
+from reco_lightning.pipelines.tokenize.partial_output import PartialTokens, PartWriter, difference
 from reco_lightning.tokenizers.base import VideoTokenizer, to_unit_range
 
 __all__ = ["ClipBatch", "ClipsToEncode", "EncodeModule", "PartsCallback", "as_it_was", "batches_to_do"]
@@ -39,7 +39,7 @@ class ClipBatch(TypedDict):
 
 
 def batches_to_do(done: npt.NDArray[np.bool_], batch_size: int) -> list[int]:
-    """Batches of which a clip is not encoded yet; batch k holds clips k * batch_size and on.
+    """Returns the batches of which a clip is not encoded yet; batch k holds clips k * batch_size and on.
 
     Batches are the same in every run and in every process, whatever was done before, so that a clip is always encoded
     beside the same others: then its ids depend on nothing else, to the last bit.
@@ -116,7 +116,7 @@ class ClipsToEncode(L.LightningDataModule):
     def __init__(
         self,
         folder: VideoFolder,
-        work: UnfinishedTokens,
+        work: PartialTokens,
         *,
         plan: Mapping[str, Any],
         batch_size: int,
@@ -159,7 +159,7 @@ class ClipsToEncode(L.LightningDataModule):
 
 
 class PartsCallback(BasePredictionWriter):
-    """Writes what each process encodes to a file of its own, shows how far all are, and ends the work.
+    """Writes the ids that each process encodes to a file of its own, shows progress, and ends the work.
 
     Args:
         work: Where to.
@@ -169,7 +169,7 @@ class PartsCallback(BasePredictionWriter):
     """
 
     def __init__(
-        self, work: UnfinishedTokens, paths: Sequence[str], finish: Callable[[], None], *, progress: bool = True
+        self, work: PartialTokens, paths: Sequence[str], finish: Callable[[], None], *, progress: bool = True
     ) -> None:
         super().__init__("batch")
         self.work, self.paths, self.finish, self.progress = work, paths, finish, progress

@@ -25,7 +25,7 @@ from torch import Tensor
 from reco_lightning.data.tokens.writer import check_ids, token_dtype
 from reco_lightning.support.disk_errors import named_disk_errors
 
-__all__ = ["EncodedClips", "PartWriter", "UnfinishedTokens", "difference"]
+__all__ = ["EncodedClips", "PartWriter", "PartialTokens", "difference"]
 
 _PLAN = "plan.json"
 _FORMAT, _VERSION = "reco_lightning.unfinished_tokens", 1
@@ -33,7 +33,7 @@ _REMEDY = "what was encoded before is kept: free space, and give the same comman
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any], *, within: str = "") -> str:
-    """The first entry in which two plans differ, in words; "" if they do not.
+    """Returns the first entry in which two plans differ, in words; "" if they do not.
 
     Args:
         before: Plain values and mappings of them.
@@ -55,7 +55,7 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any], *, within: str
 
 
 class EncodedClips:
-    """The clips that are encoded, read from the files of an `UnfinishedTokens`.
+    """The clips that are encoded, read from the files of an `PartialTokens`.
 
     Args:
         files: Files of records.
@@ -92,7 +92,7 @@ class EncodedClips:
         return np.stack([self._records[part]["ids"][row] for part, row in self._places[clips].tolist()])
 
 
-class UnfinishedTokens:
+class PartialTokens:
     """The ids encoded so far, in a folder of their own.
 
     It holds `plan.json`, which says what is being made, and one file of records for each process of each start. A
@@ -108,7 +108,7 @@ class UnfinishedTokens:
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     work = UnfinishedTokens(Path(folder, "work"), grid=(2,), vocab_size=8, clips=3)
+        ...     work = PartialTokens(Path(folder, "work"), grid=(2,), vocab_size=8, clips=3)
         ...     work.begin({"frames": 17})
         ...     with work.part() as part:
         ...         part.append([2, 0], np.array([[1, 2], [3, 4]]))
@@ -190,7 +190,7 @@ class PartWriter:
         work: What it is a part of.
     """
 
-    def __init__(self, work: UnfinishedTokens) -> None:
+    def __init__(self, work: PartialTokens) -> None:
         self._work = work
         for number in itertools.count():
             path = work.folder / f"part-{number:05d}.bin"

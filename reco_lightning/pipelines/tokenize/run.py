@@ -25,7 +25,7 @@ from reco_lightning.data.tokens.manifest import MANIFEST, Manifest, check_grid, 
 from reco_lightning.data.tokens.writer import ClipSource, TokenShardWriter, refuse_shards
 from reco_lightning.data.video.clip import Resize, VideoError, fit_size, open_source
 from reco_lightning.pipelines.tokenize.encoding import ClipsToEncode, EncodeModule, PartsCallback, as_it_was
-from reco_lightning.pipelines.tokenize.partial_output import UnfinishedTokens
+from reco_lightning.pipelines.tokenize.partial_output import PartialTokens
 from reco_lightning.support.argument_checks import check_flag, check_int, check_path
 from reco_lightning.support.devices import pick_device
 from reco_lightning.support.fingerprint import fingerprint
@@ -61,7 +61,7 @@ def tokenize_folder(
     split: str | None = None,
     index: str | None = None,
 ) -> Path:
-    """Tokenise all videos below a folder, or a data set in another layout.
+    """Tokenises all videos below a folder, or a data set in another layout.
 
     Files that cannot be used are left out and named. The shards remember classes, captions, files and frames of the
     clips, and which tokenizer made them. What is encoded is kept in `output` until the shards are there: a run that
@@ -133,7 +133,7 @@ def tokenize_folder(
         split=split,
         index=index,
     )
-    work = UnfinishedTokens(kept, grid=grid, vocab_size=model.codebook_size, clips=len(folder))
+    work = PartialTokens(kept, grid=grid, vocab_size=model.codebook_size, clips=len(folder))
     reading = {"frames": frames, "stride": stride, "size": [height, width], "resize": resize}
     # nothing for plain folders, so that their shards are those of versions that knew no others
     chosen = {key: value for key, value in (("layout", layout), ("split", split)) if value not in ("folders", None)}
@@ -184,7 +184,7 @@ class _Publisher:
 
     output: Path
     folder: VideoFolder
-    work: UnfinishedTokens
+    work: PartialTokens
     header: Mapping[str, Any]
     captions: Mapping[str, str] | None
     overwrite: bool

@@ -17,7 +17,7 @@ __all__ = ["load_weights", "read_config", "read_weights"]
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Options of a released model.
+    """Returns the options of a released model.
 
     Args:
         folder: Holds `config.json`.
@@ -46,7 +46,7 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read_weights(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """State dict of a released model, on the CPU.
+    """Returns the state dict of a released model, on the CPU.
 
     Args:
         folder: Holds `model.safetensors`.

@@ -12,7 +12,7 @@ __all__ = ["PatchEmbedding", "Trunk", "VectorQuantiser", "code_scores"]
 
 
 def code_scores(features: Tensor, codes: Tensor) -> Tensor:
-    """Cosine of the angles between features and codes, in float32 whatever the dtypes and autocast.
+    """Returns the cosine of the angles between features and codes, in float32 whatever the dtypes and autocast.
 
     Args:
         features: (..., C), of any length.

@@ -16,7 +16,7 @@ DECODER_AXES = ("decoder_h_embed", "decoder_w_embed", "decoder_t_embed")
 
 
 def sine_table(width: int, length: int, base: float = 10_000.0) -> Tensor:
-    """Fixed positions: sines, then cosines of a position in waves of growing length.
+    """Returns the fixed positions: sines, then cosines of a position in waves of growing length.
 
     Args:
         width: D, even.
@@ -37,7 +37,7 @@ def sine_table(width: int, length: int, base: float = 10_000.0) -> Tensor:
 
 
 def patch_positions(grid: tuple[int, int, int], width: int) -> Tensor:
-    """Fixed positions of patches: columns and rows share the width, time is added over all of it.
+    """Returns the fixed positions of patches: columns and rows share the width, time is added over all of it.
 
     Args:
         grid: Patches in time, rows and columns.
@@ -63,7 +63,7 @@ def patch_positions(grid: tuple[int, int, int], width: int) -> Tensor:
 
 
 def fresh_tables(config: LARPConfig) -> dict[str, Tensor]:
-    """Tables of a tokenizer that is not trained yet; the options say which there are.
+    """Makes the tables of a tokenizer that is not trained yet; the options say which there are.
 
     Args:
         config: Sizes and options.

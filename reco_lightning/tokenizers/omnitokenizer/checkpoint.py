@@ -59,7 +59,7 @@ _UNREAD = re.compile(
 
 
 def read_checkpoint(source: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """State dict and training options of a file of the release.
+    """Returns the state dict and training options of a file of the release.
 
     Args:
         source: A `.ckpt` of the release, a state dict saved with torch, or one in a `.safetensors` file.
@@ -101,7 +101,7 @@ def read_checkpoint(source: str | os.PathLike[str]) -> tuple[dict[str, Tensor], 
 
 
 def used_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The part of an official state dict that encoding and decoding read.
+    """Returns the part of an official state dict that encoding and decoding read.
 
     Left out by name are networks that only training needs (discriminators, perceptual losses, teachers), statistics of
     the codebook, and parameters that the published code stores without reading them. Unknown names stay.
@@ -122,7 +122,7 @@ def used_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Fill a module with a state dict that must fit it exactly.
+    """Fills a module with a state dict that must fit it exactly.
 
     Args:
         module: Of any device but meta.

@@ -134,7 +134,7 @@ class OmniTokenizerConfig:
 def config_from_weights(
     weights: Mapping[str, Tensor], options: Mapping[str, Any] | None = None, *, explicit_attention: bool = False
 ) -> OmniTokenizerConfig:
-    """Layout of an official state dict.
+    """Reads the layout of an official state dict off its shapes.
 
     Args:
         weights: The state dict without what only training needs. A key may be missing where others tell the same

@@ -180,7 +180,7 @@ class _GatedGELU(nn.Module):
 
 
 def feed_forward(width: int, hidden: int) -> nn.Sequential:
-    """Gated feed-forward layer (S, N, D) to (S, N, D), its parts numbered as in the checkpoints.
+    """Builds a gated feed-forward layer (S, N, D) to (S, N, D), its parts numbered as in the checkpoints.
 
     Args:
         width: D.

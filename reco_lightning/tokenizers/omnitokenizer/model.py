@@ -25,7 +25,7 @@ __all__ = ["OmniTokenizer", "nearest_code"]
 
 
 def nearest_code(features: Tensor, codes: Tensor) -> Tensor:
-    """Id of the code at the least Euclidean distance, in float32; the first of equals.
+    """Returns the id of the code at the least Euclidean distance, in float32; the first of equals.
 
     Codes need not be of unit length, so the nearest is not always the one of the same direction.
 

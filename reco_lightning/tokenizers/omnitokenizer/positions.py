@@ -12,7 +12,7 @@ __all__ = ["alibi", "relative_index", "rope_angles", "rotate"]
 
 
 def rope_angles(height: int, width: int, dim_head: int, device: torch.device | None = None) -> Tensor:
-    """Angles of the rotary positions of a grid, column and row in alternation.
+    """Returns the angles of the rotary positions of a grid, column and row in alternation.
 
     Args:
         height: h, rows.
@@ -35,7 +35,7 @@ def rope_angles(height: int, width: int, dim_head: int, device: torch.device | N
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn neighbouring pairs of channels, each as a complex number, in float32.
+    """Turns neighbouring pairs of channels, each as a complex number, in float32.
 
     Args:
         x: (..., N, C).
@@ -56,7 +56,7 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
 
 
 def relative_index(height: int, width: int, device: torch.device | None = None) -> Tensor:
-    """Which of the (2 h - 1) * (2 w - 1) offsets lies between each two tokens of a grid.
+    """Returns which of the (2 h - 1) * (2 w - 1) offsets lies between each two tokens of a grid.
 
     Args:
         height: h, rows.
@@ -78,7 +78,7 @@ def relative_index(height: int, width: int, device: torch.device | None = None) 
 
 
 def alibi(heads: int, tokens: int, device: torch.device | None = None) -> Tensor:
-    """Penalty on distance (Press et al., arXiv 2108.12409), to be added to attention scores.
+    """Returns the penalty on distance (Press et al., arXiv 2108.12409), to be added to attention scores.
 
     Args:
         heads: H, a power of two.

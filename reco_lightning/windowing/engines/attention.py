@@ -74,7 +74,7 @@ def _attend_causally(call: AttentionCall) -> torch.Tensor:
 
 
 def attend_with_context(call: AttentionCall, context: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
-    """Attention of a window over its context and itself: scaled dot-product attention, causal from the lower right.
+    """Computes scaled dot-product attention of a window over its context and itself, causal from the lower right.
 
     Args:
         call: The window's attention: queries (..., W, E), and keys and values of the window, (..., W, E), or of the
@@ -123,7 +123,7 @@ def multi_head_attention(  # noqa: D417 - the rest is torch's
     is_causal: bool = False,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """``torch.nn.functional.multi_head_attention_forward`` with its attention handed to a function.
+    """Runs ``torch.nn.functional.multi_head_attention_forward`` with its attention handed to a function.
 
     Args:
         attention: Called as ``scaled_dot_product_attention`` is; all other arguments are those of torch.

@@ -50,7 +50,7 @@ def place_rows(logits: torch.Tensor, groups: Sequence[WindowGroup], rows: int, *
 
 @dataclass(frozen=True)
 class Head:
-    """The module that makes the logits, and what a training forward returns in the place of rows outside the windows.
+    """The module that makes the logits, and the values that stand in for rows outside the windows.
 
     Args:
         module: Maps the states (B, T, D) to logits (B, T, V).

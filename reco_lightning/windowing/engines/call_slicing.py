@@ -20,7 +20,7 @@ __all__ = ["checkpoints_itself", "cut_call", "cut_tensor", "map_hidden", "pack",
 
 
 def checkpoints_itself(block: nn.Module) -> bool:
-    """Whether a block is one of transformers' layers with ``gradient_checkpointing_enable()`` called on its network."""
+    """Returns whether a block is a layer of transformers under ``gradient_checkpointing_enable()``."""
     return bool(getattr(block, "gradient_checkpointing", False))
 
 
@@ -113,7 +113,7 @@ _SCALARS = (bool, int, float, str, torch.SymBool, torch.SymInt, torch.SymFloat)
 
 
 def cut_block_mask(mask: BlockMask, *, start: int, stop: int, samples: slice | None) -> BlockMask:
-    """The mask of ``flex_attention`` for the queries ``start ... stop`` over the keys ``0 ... stop``."""
+    """Returns the mask of ``flex_attention`` for the queries ``start ... stop`` over the keys ``0 ... stop``."""
     offset = 0 if samples is None else samples.start
 
     def moved(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:

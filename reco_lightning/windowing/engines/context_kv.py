@@ -97,7 +97,7 @@ class ContextKV(Protocol):
 
 
 class AttentionContextKV:
-    """Through ``torch.nn.functional.scaled_dot_product_attention``, however the block calls it."""
+    """Injects context keys and values through ``scaled_dot_product_attention``, however the block calls it."""
 
     def run_context(self, call: Callable[..., Any], kept: ContextCache) -> Any:
         """See ``ContextKV``."""
@@ -194,7 +194,7 @@ class _JoiningCache:
 
 
 class CacheContextKV(AttentionContextKV):
-    """Through the key/value cache that transformers' layers take, for attention of any implementation.
+    """Injects context keys and values through the cache that transformers' layers take, whatever their attention.
 
     Args:
         argument: The name by which the blocks take the cache.

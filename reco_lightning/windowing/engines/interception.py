@@ -99,7 +99,7 @@ class PatchedMethod:
 
 
 class FunctionInterceptor(TorchFunctionMode):
-    """While entered, hands the calls of chosen torch functions to handlers, however the caller imported them.
+    """Hands, while entered, the calls of chosen torch functions to handlers, however the caller imported them.
 
     Args:
         handlers: For each function its replacement, called with the same arguments. Inside a handler the tap is off.

@@ -21,7 +21,7 @@ __all__ = ["MinGPTAttention", "attend", "is_mingpt_attention"]
 
 
 def is_mingpt_attention(module: nn.Module) -> bool:
-    """Whether a module has the parts of minGPT's ``CausalSelfAttention``.
+    """Returns whether a module has the parts of minGPT's ``CausalSelfAttention``.
 
     Example:
         >>> is_mingpt_attention(nn.Linear(2, 2))
@@ -32,7 +32,7 @@ def is_mingpt_attention(module: nn.Module) -> bool:
 
 
 def attend(module: Any, states: torch.Tensor, start: int, *, causal: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention of ``states`` over themselves, as the module's own forward computes it.
+    """Computes the attention of ``states`` over themselves, as the module's own forward computes it.
 
     Args:
         module: A module for which ``is_mingpt_attention`` holds.

@@ -19,7 +19,7 @@ __all__ = ["AttentionWatch", "under_checkpoint"]
 
 
 class AttentionWatch(TorchFunctionMode):
-    """While entered, counts calls of torch's attention functions and looks at how they are made.
+    """Counts, while entered, the calls of torch's attention functions and records how they are made.
 
     Example:
         >>> states = torch.zeros(1, 1, 2, 4)
@@ -49,7 +49,7 @@ class AttentionWatch(TorchFunctionMode):
 
 
 def under_checkpoint() -> bool:
-    """Whether the caller is run by ``torch.utils.checkpoint``."""
+    """Returns whether the caller is run by ``torch.utils.checkpoint``."""
     frame = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_filename == torch.utils.checkpoint.__file__:

@@ -16,7 +16,7 @@ _COPIES = frozenset(
 
 
 def depends(output: torch.Tensor, source: torch.Tensor) -> bool:
-    """Whether a tensor's first number has a gradient with respect to another tensor.
+    """Returns whether a tensor's first number has a gradient with respect to another tensor.
 
     Args:
         output: What may depend, with a graph.
@@ -32,7 +32,7 @@ def depends(output: torch.Tensor, source: torch.Tensor) -> bool:
 
 
 def is_copied(output: torch.Tensor, source: torch.Tensor) -> bool:
-    """Whether nothing but copies and views lies between ``source`` and ``output``, on one device.
+    """Returns whether nothing but copies and views lies between ``source`` and ``output``, on one device.
 
     Args:
         output: The later tensor.
@@ -52,7 +52,7 @@ def is_copied(output: torch.Tensor, source: torch.Tensor) -> bool:
 
 
 def reaches_parameter(output: torch.Tensor, source: torch.Tensor) -> bool:
-    """Whether the way from ``output`` back to ``source`` meets a parameter.
+    """Returns whether the way from ``output`` back to ``source`` meets a parameter.
 
     Args:
         output: The later tensor.

@@ -47,7 +47,7 @@ GRADIENTS = {
 
 @dataclass(frozen=True)
 class Selection:
-    """An engine that was proved on a network, and how the network was found.
+    """An engine that was verified on a network, and the trace behind it.
 
     Args:
         engine: The engine, not yet installed.

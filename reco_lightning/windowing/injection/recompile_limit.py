@@ -11,7 +11,7 @@ __all__ = ["RecompileLimit", "is_compiled"]
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether a module or a part of it runs under ``torch.compile``, as a wrapper or in place.
+    """Returns whether a module or a part of it runs under ``torch.compile``, as a wrapper or in place.
 
     Example:
         >>> is_compiled(nn.Sequential(nn.Linear(2, 2)))

@@ -27,7 +27,7 @@ __all__ = ["Overrides", "Trace", "trace_step"]
 
 @dataclass(frozen=True)
 class Overrides:
-    """What the user names, each ``None`` where it is to be found.
+    """Names that the user gives; ``None`` where the trace is to find them.
 
     Args:
         network: Name of the network inside the LightningModule (``"model.gpt"``).
@@ -44,7 +44,7 @@ class Overrides:
 
 @dataclass(frozen=True)
 class Trace:
-    """What the trace found.
+    """The findings of the trace.
 
     Args:
         network: Name of the smallest called module that holds blocks and head.

@@ -36,7 +36,7 @@ _OPTIONS = ("weight", "size_average", "ignore_index", "reduce", "reduction", "la
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a windowed step measured, without graph.
+    """Measurements of a windowed step, without graph.
 
     Args:
         cross_entropy: Mean over the windows' tokens, nats.
@@ -52,7 +52,7 @@ class StepReport:
 
 
 def mean_continuity(output: WindowOutput, norm: ContinuityNorm, lag: int = 1) -> torch.Tensor:
-    """Continuity of a windowed run: the mean over the groups' states, by the number of samples."""
+    """Computes the continuity of a windowed run: the mean over the groups' states, by the number of samples."""
     if len(output.hidden) == 1:
         return continuity_loss(output.hidden[0], norm=norm, lag=lag)
     parts = [continuity_loss(states, norm=norm, lag=lag) * (len(states) / output.batch) for states in output.hidden]

@@ -74,7 +74,7 @@ class Continuity:
 
 
 def gradient_norm(value: torch.Tensor, states: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Norm of a scalar's gradient with respect to states; the graph is kept.
+    """Returns the norm of a scalar's gradient with respect to states; the graph is kept.
 
     Args:
         value: The scalar.
@@ -93,7 +93,7 @@ def gradient_norm(value: torch.Tensor, states: Sequence[torch.Tensor]) -> torch.
 
 
 def continuity_loss(hidden: torch.Tensor, *, norm: ContinuityNorm = "mean", lag: int = 1) -> torch.Tensor:
-    r"""Mean squared distance of states that lie ``lag`` tokens apart (Eq. 10).
+    r"""Returns the mean squared distance of states that lie ``lag`` tokens apart (Eq. 10).
 
     .. math:: \frac{1}{W - \text{lag}} \sum_i \lVert h_{i+\text{lag}} - h_i \rVert_2^2
 

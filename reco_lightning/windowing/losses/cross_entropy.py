@@ -118,7 +118,7 @@ def window_cross_entropy(
     head_input: HeadInput | None = None,
     **options: Any,
 ) -> WindowCrossEntropy:
-    """Cross-entropy of the windows' rows, in the form that the caller's reduction asks for.
+    """Computes the cross-entropy of the windows' rows, in the form that the caller's reduction asks for.
 
     ``reduction="mean"`` is the mean over the windows' rows that count, and 0 where none does. ``"sum"`` and ``"none"``
     are scaled by all rows / window rows, so that the caller's own division by the number of rows gives that mean; rows
@@ -164,7 +164,7 @@ def window_cross_entropy(
 
 
 def plain_cross_entropy(logits: torch.Tensor, target: torch.Tensor, **options: Any) -> WindowCrossEntropy:
-    """The caller's own call, bit for bit: of a window that is the whole sequence.
+    """Runs the caller's own call, bit for bit, on a window that is the whole sequence.
 
     Args:
         logits: As in ``F.cross_entropy``.

@@ -41,5 +41,7 @@ def test_lines_that_are_wrong_are_named(tmp_path, line, message):
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(ValueError, match=r"captions must be a file of JSON lines, got .*missing.jsonl', which is none"):
+    with pytest.raises(
+        ValueError, match=r"captions must be an existing file of JSON lines, got .*missing.jsonl' \(no such file\)"
+    ):
         read_captions(tmp_path / "missing.jsonl", files=FILES)

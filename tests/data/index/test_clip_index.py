@@ -89,7 +89,7 @@ def test_a_list_takes_the_class_from_the_folder_above(tmp_path):
     ):
         index_list(tmp_path, listed)
     lines(listed, "")
-    with pytest.raises(ValueError, match=r"index must name videos, got .*list\.txt', which names none"):
+    with pytest.raises(ValueError, match=r"index must name videos, got .*list\.txt' \(it names none\)"):
         index_list(tmp_path, listed)
 
 

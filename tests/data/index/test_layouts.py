@@ -146,7 +146,7 @@ def test_long_listings_are_cut(tmp_path):
         ({"layout": "manifest"}, r"index must be given for layout='manifest', got None"),
         ({"layout": "sky", "index": "a"}, r"index must be left out for layout='sky', got 'a'"),
         ({"index": "a"}, r"index must be left out for layout='folders', got 'a'"),
-        ({"layout": "list", "index": "no.txt"}, r"index must be a file, got 'no\.txt', which is none"),
+        ({"layout": "list", "index": "no.txt"}, r"index must be an existing file, got 'no\.txt' \(no such file\)"),
         (
             {"layout": "list", "index": __file__, "split": "train"},
             r"split must be left out for layout='list', whose index",

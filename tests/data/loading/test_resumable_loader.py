@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler
 
 from reco_lightning.data.loading.resumable_loader import ResumableDataLoader
-from reco_lightning.data.loading.sample_order import EpochSampler, Place, data_ranks, epoch_order, rank_share
+from reco_lightning.data.loading.sample_order import EpochSampler, LoaderState, data_ranks, epoch_order, rank_share
 
 ITEMS, BATCH = 14, 4  # three full batches and two items over
 
@@ -132,23 +132,23 @@ def test_an_epoch_cut_short_is_gone_on_with_in_the_next_one():
 @pytest.mark.parametrize(
     ("place", "epoch", "expected"),
     [
-        (Place(epoch=1, start=4, batches=2, loaded=True, resumed=True), 1, range(6, 8)),  # the middle of an epoch
-        (Place(epoch=1, start=4, batches=4, loaded=True, resumed=True), 1, range(8, 8)),  # its end
-        (Place(epoch=1, start=4, batches=4, loaded=True, resumed=True), 2, range(8, 12)),
+        (LoaderState(epoch=1, start=4, batches=2, loaded=True, resumed=True), 1, range(6, 8)),  # the middle of an epoch
+        (LoaderState(epoch=1, start=4, batches=4, loaded=True, resumed=True), 1, range(8, 8)),  # its end
+        (LoaderState(epoch=1, start=4, batches=4, loaded=True, resumed=True), 2, range(8, 12)),
         (
-            Place(epoch=1, start=4, batches=4, loaded=True, resumed=True),
+            LoaderState(epoch=1, start=4, batches=4, loaded=True, resumed=True),
             3,
             range(8, 12),
         ),  # Lightning counts one too many
-        (Place(epoch=1, start=4, batches=2, loaded=True, resumed=True), 2, range(6, 10)),  # ended by max_steps
-        (Place(epoch=2, start=8, batches=0, resumed=True), 3, range(8, 12)),  # it announced an empty epoch
-        (Place(epoch=1, start=4, batches=2), 1, range(4, 8)),  # a second fit with the same loader
-        (Place(epoch=1, start=4, batches=2), 0, range(0, 4)),
-        (Place(epoch=1, start=4, batches=2), 2, range(6, 10)),  # ended by limit_train_batches
-        (Place(epoch=0, start=0, batches=0), 5, range(20, 24)),  # a loop of one's own
-        (Place(epoch=0, start=0, batches=4), None, range(4, 8)),
-        (Place(epoch=0, start=0, batches=2), None, range(0, 4)),
-        (Place(epoch=0, start=0, batches=2, loaded=True, resumed=True), None, range(2, 4)),
+        (LoaderState(epoch=1, start=4, batches=2, loaded=True, resumed=True), 2, range(6, 10)),  # ended by max_steps
+        (LoaderState(epoch=2, start=8, batches=0, resumed=True), 3, range(8, 12)),  # it announced an empty epoch
+        (LoaderState(epoch=1, start=4, batches=2), 1, range(4, 8)),  # a second fit with the same loader
+        (LoaderState(epoch=1, start=4, batches=2), 0, range(0, 4)),
+        (LoaderState(epoch=1, start=4, batches=2), 2, range(6, 10)),  # ended by limit_train_batches
+        (LoaderState(epoch=0, start=0, batches=0), 5, range(20, 24)),  # a loop of one's own
+        (LoaderState(epoch=0, start=0, batches=4), None, range(4, 8)),
+        (LoaderState(epoch=0, start=0, batches=2), None, range(0, 4)),
+        (LoaderState(epoch=0, start=0, batches=2, loaded=True, resumed=True), None, range(2, 4)),
     ],
 )
 def test_which_batches_follow(place, epoch, expected):

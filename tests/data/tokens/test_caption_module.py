@@ -99,7 +99,7 @@ def test_requests_are_lines_of_a_file(tmp_path, words):
     assert batches[0]["options"]["cfg_scale"] == 2.0
 
 
-@pytest.mark.parametrize(("text", "what"), [(None, "is none"), ("", "is empty")])
+@pytest.mark.parametrize(("text", "what"), [(None, "no such file"), ("", "is empty")])
 def test_requests_without_lines_are_refused(text, what, tmp_path, words):
     path = tmp_path / "captions.txt"
     if text is not None:

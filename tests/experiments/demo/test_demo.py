@@ -260,7 +260,7 @@ def test_user_videos(videos: Path, tmp_path: Path) -> None:
     assert len(find_user_videos(str(videos), count=1, seed=0)) == 2, "one more, should the first be broken"
     with pytest.raises(ValueError, match=r"videos must hold files that end in .*, got none"):
         find_user_videos(str(tmp_path), count=1, seed=0)
-    with pytest.raises(ValueError, match=r"videos must be a folder of videos, got .*, which is no folder"):
+    with pytest.raises(ValueError, match=r"videos must be an existing folder of videos, got .* \(no such folder\)"):
         find_user_videos(str(tmp_path / "nowhere"), count=1, seed=0)
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from reco_lightning.experiments.study import command
-from reco_lightning.experiments.study.claims import claim
 from reco_lightning.experiments.study.command import do_runs, run_plan, study
+from reco_lightning.experiments.study.locks import claim
 from reco_lightning.experiments.study.plan import Plan, load_plan
 from reco_lightning.experiments.study.settings import Settings
 

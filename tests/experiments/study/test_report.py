@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from reco_lightning.experiments.study.claims import write_json
+from reco_lightning.experiments.study.locks import write_json
 from reco_lightning.experiments.study.plan import Plan, load_plan
 from reco_lightning.experiments.study.report import write_report
 from reco_lightning.experiments.study.rows import Row, estimate

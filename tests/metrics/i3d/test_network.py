@@ -221,7 +221,7 @@ def test_a_program_is_taken_by_its_path_where_its_hash_is_known(tmp_path, monkey
 def test_files_that_are_no_torchscript(tmp_path, weights_file):
     with pytest.raises(ValueError, match=r"got '.*pretrained_400.pt'; weights alone are loaded by load_i3d"):
         TorchScriptFeatures(weights_file)
-    with pytest.raises(ValueError, match="which is no file"):
+    with pytest.raises(ValueError, match="no such file"):
         TorchScriptFeatures(tmp_path / "nothing.pt")
     with pytest.raises(ValueError, match="batch_size must be a whole number of 1 or more, got 0"):
         TorchScriptFeatures(weights_file, batch_size=0)

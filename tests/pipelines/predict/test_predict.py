@@ -223,6 +223,6 @@ def test_errors(saved, tmp_path):
             GenerationRequests(n, first_tokens=str(tmp_path / "ids.npy"))
     with pytest.raises(ValueError, match=r"a batch must hold 'index', got \['tokens'\]"):
         load_module(saved[0], VideoModel).predict_step({"tokens": torch.zeros(1, 12)}, 0)
-    with pytest.raises(ValueError, match=r"got 'nothing\.ckpt', which is none"):
+    with pytest.raises(ValueError, match=r"got 'nothing\.ckpt' \(no such file\)"):
         predict(saved[0], "nothing.ckpt", str(tmp_path / "out"))
     assert VideoWriter(fps=4).interval.on_batch

@@ -8,13 +8,13 @@ import json
 import numpy as np
 import pytest
 
-from reco_lightning.pipelines.tokenize.partial_output import UnfinishedTokens, difference
+from reco_lightning.pipelines.tokenize.partial_output import PartialTokens, difference
 
 GRID = (2, 1, 2)
 
 
 def make(folder, *, clips=6, vocab_size=100):
-    work = UnfinishedTokens(folder / "work", grid=GRID, vocab_size=vocab_size, clips=clips)
+    work = PartialTokens(folder / "work", grid=GRID, vocab_size=vocab_size, clips=clips)
     work.begin({"frames": 17, "videos": {"a.mp4": "9 bytes"}})
     return work
 

@@ -101,7 +101,7 @@ def killed(*args, **options):
 
 
 def done(output, vocab_size=256, grid=(3, 2, 2)):
-    work = unfinished.UnfinishedTokens(output / ".unfinished", grid=grid, vocab_size=vocab_size, clips=len(CLIPS))
+    work = unfinished.PartialTokens(output / ".unfinished", grid=grid, vocab_size=vocab_size, clips=len(CLIPS))
     return np.flatnonzero(work.read().done).tolist()
 
 
@@ -135,7 +135,7 @@ def test_a_killed_run_goes_on_where_it_stopped(videos, tmp_path, kill_at):
     [
         (token_writer, "file_sha256"),  # in the middle of the first shard
         (token_writer, "write_manifest"),  # all shards in place, no manifest
-        (unfinished.UnfinishedTokens, "read"),  # before the first clip, the second time before the first shard
+        (unfinished.PartialTokens, "read"),  # before the first clip, the second time before the first shard
     ],
 )
 def test_a_run_killed_while_it_writes_the_shards_goes_on_too(videos, tmp_path, monkeypatch, module, name):
@@ -161,7 +161,7 @@ def test_a_run_killed_while_it_writes_the_shards_goes_on_too(videos, tmp_path, m
 
 def test_a_run_killed_when_all_is_written_has_ended(videos, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(unfinished.UnfinishedTokens, "remove", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+        patch.setattr(unfinished.PartialTokens, "remove", lambda _: os.kill(os.getpid(), signal.SIGKILL))
         killed(videos, tmp_path / "tokens")
     check(tmp_path / "tokens", videos)
     with pytest.raises(ValueError, match=r"folder must not hold token shards yet, got .*manifest.json"):
@@ -294,7 +294,7 @@ def test_two_processes_make_the_same_shards_as_one(videos, tmp_path, batch_size)
 
 
 def test_processes_that_see_other_videos_or_weights_are_refused():
-    work = unfinished.UnfinishedTokens("nowhere", grid=(3, 2, 2), vocab_size=256, clips=2)
+    work = unfinished.PartialTokens("nowhere", grid=(3, 2, 2), vocab_size=256, clips=2)
     clips = encoding.ClipsToEncode([], work, plan={"tokenizer_sha256": "b"}, batch_size=1)
     clips.trainer = SimpleNamespace(
         is_global_zero=False,

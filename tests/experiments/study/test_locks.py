@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from reco_lightning.experiments.study.claims import claim, write_json
+from reco_lightning.experiments.study.locks import lock, write_json
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from reco_lightning.experiments.study.claims import claim
-with claim(Path(sys.argv[1])) as held:
+from reco_lightning.experiments.study.locks import lock
+with lock(Path(sys.argv[1])) as held:
     print(held, flush=True)
     time.sleep(60)
 """
@@ -26,19 +26,19 @@ with claim(Path(sys.argv[1])) as held:
 
 def test_a_claim_names_the_process_keeps_others_out_and_ends(tmp_path: Path) -> None:
     path = tmp_path / "a.lock"
-    with claim(path) as first:
+    with lock(path) as first:
         assert first
         assert path.read_text() == f"{os.getpid()}\n"
-        with claim(path) as second:
+        with lock(path) as second:
             assert not second
         assert path.read_text() == f"{os.getpid()}\n"
     assert not path.exists()
-    with claim(path) as again:
+    with lock(path) as again:
         assert again
 
 
 def test_a_claim_ends_with_an_exception(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), claim(tmp_path / "a.lock"):
+    with pytest.raises(KeyError), lock(tmp_path / "a.lock"):
         raise KeyError
     assert list(tmp_path.iterdir()) == []
 
@@ -48,12 +48,12 @@ def test_the_claim_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "True\n"
-        with claim(path) as held:
+        with lock(path) as held:
             assert not held
         assert path.read_text() == f"{process.pid}\n"
         process.send_signal(signal.SIGKILL)
     assert path.read_text() == f"{process.pid}\n"  # left behind
-    with claim(path) as held:
+    with lock(path) as held:
         assert held
         assert path.read_text() == f"{os.getpid()}\n"
 

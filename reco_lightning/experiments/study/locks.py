@@ -12,12 +12,12 @@ from typing import Any
 
 from reco_lightning.support.atomic_write import atomic_write
 
-__all__ = ["claim", "write_json"]
+__all__ = ["lock", "write_json"]
 
 
 @contextmanager
-def claim(path: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Holds a lock file, if nobody does; it names the process.
+def lock(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Holds a lock file unless another process does.
 
     The lock is the operating system's on the open file, which ends with the process: a file that a killed process left
     behind is taken over.
@@ -32,7 +32,7 @@ def claim(path: Path, *, wait: bool = False) -> Iterator[bool]:
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with claim(Path(folder, "a.lock")) as first, claim(Path(folder, "a.lock")) as second:
+        ...     with lock(Path(folder, "a.lock")) as first, lock(Path(folder, "a.lock")) as second:
         ...         print(first, second)
         True False
     """
@@ -60,7 +60,7 @@ def claim(path: Path, *, wait: bool = False) -> Iterator[bool]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a file whole or not at all.
+    """Writes a JSON file atomically.
 
     Args:
         path: The file.
