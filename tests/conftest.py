@@ -27,6 +27,14 @@ def pytest_collection_finish(session):
     gc.enable()
 
 
+@pytest.fixture(autouse=True)
+def no_shape_is_remembered_by_the_compiler():
+    """Torch makes a size that another test has changed a symbol, which takes five times as long to compile."""
+    yield
+    if "torch._dynamo.eval_frame" in sys.modules:
+        sys.modules["torch._dynamo"].reset()
+
+
 @pytest.fixture(autouse=True, scope="module")
 def no_garbage_is_looked_for_among_what_lives_on():
     """Each search would go through all tests and modules: a third of the time of a compiled test."""

@@ -212,6 +212,8 @@ class ReCoCallback(pl.Callback):
         def step() -> Any:
             return original(*args, **kwargs)
 
+        if not module.trainer.training:  # a validation_step may call it
+            return step()
         first = self._injection is None
         if self._injection is None:
             self._injection = self._prove(module, step)

@@ -15,12 +15,49 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+from typing_extensions import override
 
 from reco_lightning.windowing.engines.attention import FLASH_ATTENTION, AttentionCall
 from reco_lightning.windowing.engines.interception import FunctionInterceptor
 
-__all__ = ["collect_new_objects", "count_hidden_operations", "count_operations", "count_saved_bytes"]
+__all__ = [
+    "OperationCounter",
+    "collect_new_objects",
+    "count_hidden_operations",
+    "count_operations",
+    "count_saved_bytes",
+]
+
+_aten = torch.ops.aten
+_COUNTED = flop_registry | {
+    _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[_aten._scaled_dot_product_flash_attention],
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        _aten._scaled_dot_product_flash_attention_backward
+    ],
+}
+
+
+class OperationCounter(TorchDispatchMode):
+    """Counts, while entered, floating-point operations as ``torch.utils.flop_counter`` does.
+
+    Torch's own mode follows modules too, by hooks that reentrant checkpoints do not pass.
+
+    Attributes:
+        operations: Operations so far (a multiply-add is two), attention in full squares.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    @override
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func._overloadpacket in _COUNTED:
+            self.operations += _COUNTED[func._overloadpacket](*args, **(kwargs or {}), out_val=output)
+        return output
 
 
 def count_operations(loss: Callable[[], torch.Tensor], parameters: list[nn.Parameter]) -> int:
@@ -31,7 +68,7 @@ def count_operations(loss: Callable[[], torch.Tensor], parameters: list[nn.Param
 
     Args:
         loss: Computes the scalar loss.
-        parameters: What to differentiate for.
+        parameters: The parameters that it trains.
 
     Returns:
         Operations (a multiply-add is two).
@@ -44,10 +81,14 @@ def count_operations(loss: Callable[[], torch.Tensor], parameters: list[nn.Param
     written_out: AbstractContextManager[object] = nullcontext()
     if all(parameter.device.type == "cpu" for parameter in parameters):
         written_out = sdpa_kernel(SDPBackend.MATH)
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    with FlopCounterMode(display=False) as counter, written_out:
-        torch.autograd.grad(loss(), trained, allow_unused=True)
-    return int(counter.get_total_flops())
+    gradients = [parameter.grad for parameter in parameters]
+    try:
+        with OperationCounter() as counter, written_out:
+            loss().backward()  # torch.autograd.grad does not pass reentrant checkpoints
+    finally:
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+    return int(counter.operations)
 
 
 def count_hidden_operations(loss: Callable[[], torch.Tensor]) -> int:

@@ -191,7 +191,7 @@ class ReCoMixin:
         selection.engine.install()
         slot.engine = selection.engine
         slot.loss = WindowLoss(
-            settings.continuity, tokens=settings.sampler.tokens, rows_after_loss=selection.trace.rows_after_loss
+            settings.continuity, layout=selection.engine.layout, rows_after_loss=selection.trace.rows_after_loss
         )
 
 

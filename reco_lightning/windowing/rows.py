@@ -96,13 +96,18 @@ class RowLayout:
         tokens: N, video tokens of a sample.
         trailing_rows: Rows after the one that predicts the last video token: 0 where the last token is not fed, 1 where
             it is.
+        prefix_rows: P, the rows in front of the video tokens, where it is the same in every batch; ``None`` counts it
+            from the end of the sequence.
     """
 
     tokens: int
     trailing_rows: int = 0
+    prefix_rows: int | None = None
 
     def prefix(self, rows: int) -> int:
         """P, the rows in front of the video tokens in a sequence of ``rows`` rows."""
+        if self.prefix_rows is not None:
+            return self.prefix_rows
         return rows - self.trailing_rows - self.tokens + 1
 
 
@@ -131,7 +136,7 @@ def split_batch(
         (4, 4, 8)
     """
     shift = layout.prefix(rows) - 1  # row of the state that predicts video token 0; -1 without a prefix
-    if shift < -1:
+    if shift < -1 or layout.tokens + shift > rows:
         raise ValueError(
             f"the network's sequence has {rows} rows, too few for frame_blocks x tokens_per_block = {layout.tokens} "
             "video tokens; make the sampler's frame_blocks and tokens_per_block those of your token grid"

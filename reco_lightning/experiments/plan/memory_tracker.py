@@ -15,12 +15,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import flop_registry
 from typing_extensions import override
 
-from reco_lightning.windowing.cost import collect_new_objects
+from reco_lightning.windowing.cost import OperationCounter, collect_new_objects
 from reco_lightning.windowing.engines.attention import AttentionCall
 from reco_lightning.windowing.engines.interception import FunctionInterceptor
 
@@ -29,12 +27,6 @@ __all__ = ["Kernels", "StepTrace", "StepTracker", "run_kernels", "trace_step"]
 Kernels = Literal["cuda", "cpu", "math"]
 
 _aten = torch.ops.aten
-_COUNTED = flop_registry | {
-    _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[_aten._scaled_dot_product_flash_attention],
-    _aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
-        _aten._scaled_dot_product_flash_attention_backward
-    ],
-}
 
 
 @dataclass(frozen=True)
@@ -54,7 +46,7 @@ class StepTrace:
     rest_bytes: int
 
 
-class StepTracker(TorchDispatchMode):
+class StepTracker(OperationCounter):
     """Follows, while entered, the memory of new tensors from their making to their end, and counts operations.
 
     It sees what an allocator is asked for by operators. Scratch space inside a kernel, and what an allocator rounds up
@@ -63,7 +55,7 @@ class StepTracker(TorchDispatchMode):
     Attributes:
         live: Bytes alive.
         peak: The most that were alive at once.
-        operations: Floating-point operations so far; attention in full squares, as by ``torch.utils.flop_counter``.
+        operations: As of `OperationCounter`.
 
     Example:
         >>> with StepTracker() as tracker:
@@ -76,19 +68,16 @@ class StepTracker(TorchDispatchMode):
         super().__init__()
         self.live = 0
         self.peak = 0
-        self.operations = 0
         self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     @override
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         given = {id(value.untyped_storage()) for value in tree_iter((args, kwargs)) if isinstance(value, torch.Tensor)}
-        output = func(*args, **kwargs)
+        output = super().__torch_dispatch__(func, types, args, kwargs)
         for value in tree_iter(output):
             if isinstance(value, torch.Tensor) and id(value.untyped_storage()) not in given:
                 self._follow(value.untyped_storage())
-        if func._overloadpacket in _COUNTED:
-            self.operations += _COUNTED[func._overloadpacket](*args, **kwargs, out_val=output)
         return output
 
     def _follow(self, storage: torch.UntypedStorage) -> None:

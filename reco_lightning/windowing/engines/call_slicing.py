@@ -24,6 +24,12 @@ def checkpoints_itself(block: nn.Module) -> bool:
     return bool(getattr(block, "gradient_checkpointing", False))
 
 
+def has_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Returns whether a call has states: a floating-point tensor of two dimensions or more among its arguments."""
+    values = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
+    return any(value.is_floating_point() and value.ndim >= 2 for value in values)
+
+
 def take_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
     """Returns the states (B, T, D) of a block's or head's call: the first floating-point tensor among its arguments.
 

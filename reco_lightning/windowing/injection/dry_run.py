@@ -7,9 +7,8 @@ import copy
 import random
 import warnings
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -79,16 +78,13 @@ class DryRun:
     def run(
         self,
         cross_entropy: CrossEntropyCall,
-        *,
-        fused: CrossEntropyCall | None = None,
-        backward: Callable[..., None] | None = None,
+        handlers: Mapping[Callable[..., Any], Callable[..., Any]] | None = None,
     ) -> bool:
         """Runs the step with every call of ``F.cross_entropy`` handed to ``cross_entropy``.
 
         Args:
             cross_entropy: Called with the arguments of ``F.cross_entropy``; raises ``StepEndedError`` to end the step.
-            fused: The same for ``F.linear_cross_entropy``, where torch has it; by default it is left alone.
-            backward: Called in front of ``Tensor.backward``.
+            handlers: The same for further functions.
 
         Returns:
             Whether the step was ended by ``StepEndedError``, and did not come to its own end.
@@ -102,10 +98,7 @@ class DryRun:
         }
         for dropout in (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout):
             taps[dropout] = _no_dropout
-        if fused is not None and hasattr(F, "linear_cross_entropy"):
-            taps[F.linear_cross_entropy] = fused
-        if backward is not None:
-            taps[torch.Tensor.backward] = partial(_backward, backward)
+        taps |= handlers or {}
         # compiled parts run as they were written: a watch cannot be traced, and would be compiled for one run
         with self._restored(), torch.compiler.set_stance("force_eager"), FunctionInterceptor(taps):
             try:
@@ -212,11 +205,6 @@ def _set_state(source: Any, state: Any) -> None:
         source.setstate(state)
     else:
         source.bit_generator.state = state
-
-
-def _backward(before: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-    before()
-    torch.Tensor.backward(*args, **kwargs)
 
 
 def _no_dropout(input: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

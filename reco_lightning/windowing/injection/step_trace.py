@@ -14,11 +14,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from reco_lightning.support.block_stacks import block_stacks
-from reco_lightning.windowing.engines.call_slicing import checkpoints_itself, map_hidden, take_hidden
+from reco_lightning.windowing.engines.call_slicing import checkpoints_itself, has_hidden, map_hidden, take_hidden
 from reco_lightning.windowing.engines.interception import PatchedMethod
 from reco_lightning.windowing.injection.attention_watch import AttentionWatch, under_checkpoint
 from reco_lightning.windowing.injection.autograd_graph import depends, is_copied, reaches_parameter
 from reco_lightning.windowing.injection.dry_run import DryRun, StepEndedError
+from reco_lightning.windowing.injection.row_alignment import RowEvidence, find_tail
 from reco_lightning.windowing.losses.cross_entropy import loss_rows
 from reco_lightning.windowing.rows import RowLayout
 
@@ -52,6 +53,7 @@ class Trace:
         head: Name of the module that makes the logits.
         rows: T, the length of the network's sequence.
         tail: Rows after the one that predicts the last video token.
+        prefix: P where the user says it, which then holds for every batch.
         rows_after_loss: Rows after the one that feeds the last loss row.
         call: Which call of ``F.cross_entropy`` in the step is the network's, counted from 0.
         attention: Whether every block called ``F.scaled_dot_product_attention``.
@@ -72,6 +74,7 @@ class Trace:
     head: str
     rows: int
     tail: int
+    prefix: int | None
     rows_after_loss: int
     call: int
     attention: bool
@@ -88,7 +91,7 @@ class Trace:
 
     def layout(self, tokens: int) -> RowLayout:
         """Where ``tokens`` video tokens lie in the sequence."""
-        return RowLayout(tokens, self.tail)
+        return RowLayout(tokens, self.tail, self.prefix)
 
 
 @dataclass
@@ -139,6 +142,7 @@ class _Recorder:
         self.losses = 0
         self.trace: Trace | None = None
         self.problems: list[str] = []
+        self.evidence = RowEvidence()
 
     def watch(self) -> Callable[[], None]:
         """Installs the watch; the result removes it."""
@@ -165,10 +169,14 @@ class _Recorder:
 
     def _leave(self, name: str, part: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+        if isinstance(part, nn.Embedding) and tensors:
+            self.evidence.ids.append(tensors[0])
         if self.finished and tensors and isinstance(output, torch.Tensor) and output.requires_grad and output.ndim >= 3:
             self.records.append(_Record(self.finished, name, part, tensors[0], output, output._version))
 
     def _block(self, stack: _Stack, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not has_hidden(args, kwargs):  # embeddings, say, which are called with ids: no stack of blocks
+            return original(*args, **kwargs)
         hidden = take_hidden(args, kwargs)
         if not torch.is_grad_enabled() and not hidden.requires_grad:
             return original(*args, **kwargs)
@@ -188,8 +196,12 @@ class _Recorder:
         if hidden.ndim < 3:
             stack.problem = f"its blocks take states of the shape {tuple(hidden.shape)}, and not (B, T, D)"
         stack.shape, self.finished = hidden.shape, stack
-        # What follows is watched with a graph of its own, which ends here.
-        return map_hidden(output, lambda states: states.detach().requires_grad_())
+        try:
+            # What follows is watched with a graph of its own, which ends here.
+            return map_hidden(output, lambda states: states.detach().requires_grad_())
+        except TypeError as error:
+            stack.problem = str(error)
+            return output
 
     def cross_entropy(self, logits: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Stands in for ``F.cross_entropy`` during the trace; the step goes on, in search of a second one."""
@@ -216,6 +228,18 @@ class _Recorder:
         """Stands in for ``Tensor.backward``: what may follow it is a step of an optimizer that is not the trainer's."""
         if self.trace is not None:
             raise StepEndedError
+        torch.Tensor.backward(*args, **kwargs)
+
+    @property
+    def handlers(self) -> dict[Callable[..., Any], Callable[..., Any]]:
+        """What stands in for torch's functions during the trace, besides the loss."""
+        handlers: dict[Callable[..., Any], Callable[..., Any]] = {
+            torch.Tensor.backward: self.backward,
+            F.pad: self.evidence.pad,
+        }
+        if hasattr(F, "linear_cross_entropy"):
+            handlers[F.linear_cross_entropy] = self.linear_cross_entropy
+        return handlers
 
     def _refuse_second(self, reached: Sequence[_Record], logits: torch.Tensor) -> None:
         assert self.trace is not None
@@ -302,14 +326,22 @@ class _Recorder:
                 "windows need the loss over the tokens in the order of the sequence"
             )
             return
-        counted = (target.reshape(batch, length) != ignore_index).any(dim=0).nonzero().flatten().tolist()
-        if not counted:
-            self.problems.append("every target of the first batch is ignore_index: there is nothing to learn from it")
-            return
-        rows_after_loss = rows - length - offsets.pop()
-        tail = rows_after_loss + length - 1 - counted[-1]
-        self._check_tokens(rows, tail, counted[-1] - counted[0] + 1)
-        if self.problems:
+        offset = offsets.pop()
+        counted = (target.reshape(batch, length) != ignore_index).any(dim=0)
+        try:
+            tail = find_tail(
+                counted,
+                rows=rows,
+                offset=offset,
+                tokens=self.tokens,
+                prefix=self.overrides.prefix_tokens,
+                evidence=self.evidence,
+                batch=batch,
+                classes=_classes(logits),
+                ignore_index=ignore_index,
+            )
+        except ValueError as error:
+            self.problems.append(str(error))
             return
         common = [name for name in self.called if _holds(name, stack.name) and _holds(name, head.name)]
         network = max(common, key=len) if common else ""
@@ -319,7 +351,8 @@ class _Recorder:
             head=head.name,
             rows=rows,
             tail=tail,
-            rows_after_loss=rows_after_loss,
+            prefix=self.overrides.prefix_tokens,
+            rows_after_loss=rows - length - offset,
             call=call,
             attention=len(stack.attentions) == len(stack.blocks),
             recomputed=stack.recomputed,
@@ -333,21 +366,6 @@ class _Recorder:
             logits=logits.detach(),
             hidden=head.states.detach().flatten(1, -2),
         )
-
-    def _check_tokens(self, rows: int, tail: int, counted: int) -> None:
-        prefix = rows - tail - self.tokens + 1
-        wanted = self.overrides.prefix_tokens
-        sizes = f"the sampler's frame_blocks x tokens_per_block = {self.tokens}"
-        if prefix < 0 or (wanted is not None and wanted != prefix):
-            self.problems.append(
-                f"the network's sequence of {rows} rows has room for {rows - tail + 1 - (wanted or 0)} video tokens"
-                f"{f' behind prefix_tokens={wanted}' if wanted is not None else ''}, but {sizes}; make them agree"
-            )
-        elif wanted is None and counted != self.tokens - (prefix == 0):
-            self.problems.append(
-                f"the loss covers {counted} tokens of a sample, but {sizes}; make them agree, or set prefix_tokens= "
-                "if the loss also covers tokens in front of the video's"
-            )
 
 
 def _classes(logits: torch.Tensor) -> int:
@@ -414,10 +432,15 @@ def trace_step(
     remove = recorder.watch()
     try:
         with torch.enable_grad():
-            dry_run.run(recorder.cross_entropy, fused=recorder.linear_cross_entropy, backward=recorder.backward)
-    except Exception:
+            dry_run.run(recorder.cross_entropy, recorder.handlers)
+    except Exception as error:
         if recorder.trace is None:  # what is wrong behind the loss is the step's own affair
-            raise
+            remove()
+            dry_run.run(F.cross_entropy)  # what is wrong without the trace too is the step's own error
+            raise MisconfigurationException(
+                f"{type(module).__name__} cannot be windowed: its training step fails under the trace of {found}: "
+                f"{type(error).__name__}: {error}; set network= or blocks= if these are the wrong ones"
+            ) from error
     finally:
         remove()
     if recorder.problems:
@@ -444,6 +467,9 @@ def _explain_absence(module: nn.Module, recorder: _Recorder, found: str) -> str:
             f"{text}; the head '{uncalled[-1]}' was never called: if its weight enters a fused linear cross-entropy "
             "(Liger), call the head and F.cross_entropy in its place: windows save that memory too"
         )
+    problems = [f"the blocks '{stack.name}': {stack.problem}" for stack in recorder.stacks if stack.problem]
+    if problems:
+        return f"{text}; {'; '.join(problems)}"
     if recorder.finished is None:
         apart = ", ".join(
             f"'{stack.name}' ({len(stack.blocks)} x {type(stack.blocks[0]).__name__})" for stack in recorder.stacks

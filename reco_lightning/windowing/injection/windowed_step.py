@@ -22,7 +22,7 @@ from reco_lightning.windowing.losses.cross_entropy import (
     select_rows,
     window_cross_entropy,
 )
-from reco_lightning.windowing.rows import WindowOutput
+from reco_lightning.windowing.rows import RowLayout, WindowOutput
 from reco_lightning.windowing.sampler import Window
 
 __all__ = ["Injection", "StepReport", "WindowLoss", "mean_continuity"]
@@ -73,14 +73,16 @@ class WindowLoss:
 
     Args:
         continuity: The continuity term.
-        tokens: N, video tokens of a sample.
+        layout: Where the video's tokens lie in the network's sequence.
         rows_after_loss: Rows of the network after the one that feeds the last loss row.
         by_group: Whether the report holds each group's cross-entropy too.
     """
 
-    def __init__(self, continuity: Continuity, *, tokens: int, rows_after_loss: int, by_group: bool = False) -> None:
+    def __init__(
+        self, continuity: Continuity, *, layout: RowLayout, rows_after_loss: int, by_group: bool = False
+    ) -> None:
         self.continuity = continuity
-        self.tokens = tokens
+        self.layout = layout
         self.rows_after_loss = rows_after_loss
         self.by_group = by_group
         self._sizes: tuple[int, int] | None = None
@@ -103,7 +105,7 @@ class WindowLoss:
             progress: Fraction of the training that is done, 0 to 1.
             **options: Further arguments of ``F.cross_entropy``.
         """
-        offset = self._offset(output, target)
+        offset = self._offset(output, target, options.get("ignore_index", -100))
         entropy = self._cross_entropy(output, logits, target, offset=offset, options=options)
         weight = self.continuity.at(progress)
         with torch.set_grad_enabled(torch.is_grad_enabled() if weight else False):
@@ -129,21 +131,39 @@ class WindowLoss:
             own = replace(output.head_input, states=output.hidden).logits()
         return select_rows(logits, target, output.groups, batch=output.batch, offset=offset, own=own)
 
-    def _offset(self, output: WindowOutput, target: torch.Tensor) -> int:
-        """The network's row that feeds the first loss row; refuses logits of other rows than the first batch showed.
-
-        A placeholder does not tell by itself.
-        """
+    def _offset(self, output: WindowOutput, target: torch.Tensor, ignore_index: int = -100) -> int:
+        """The network's row that feeds the first loss row; refuses a batch whose rows are not those of the first."""
         length = target.numel() // output.batch
         if self._sizes is None:
             self._sizes = (output.rows, length)
         rows, first = self._sizes
-        if output.is_placeholder and length not in (first, first + output.rows - rows):
+        if length not in (first, first + output.rows - rows):
             raise RuntimeError(
                 f"F.cross_entropy was given {first} of {rows} rows of the network on the first batch, and {length} of "
                 f"{output.rows} now; take no rows out before the loss, use ignore_index"
             )
-        return output.rows - self.rows_after_loss - length
+        offset = output.rows - self.rows_after_loss - length
+        if length != first and not torch.compiler.is_compiling():
+            self._check_further_rows(output, target.view(output.batch, length) != ignore_index, offset, first)
+        return offset
+
+    def _check_further_rows(self, output: WindowOutput, counted: torch.Tensor, offset: int, first: int) -> None:
+        """Refuses a batch with further loss rows whose targets say that the video's tokens lie elsewhere."""
+        start = max(self.layout.prefix(output.rows) - 1 - offset, 0)
+        stop = self.layout.prefix(output.rows) - 1 - offset + self.layout.tokens
+        known = self.layout.prefix_rows is not None
+        if counted[:, stop:].any() or (not known and counted[:, :start].any()):
+            raise RuntimeError(
+                f"F.cross_entropy was given {first} rows of a sample on the first batch and {counted.shape[1]} now, "
+                f"with targets that count outside the video's {self.layout.tokens} tokens, which were taken to be the "
+                f"rows {start} to {stop - 1}; "
+                + (
+                    "give every batch clips of one length"
+                    if known
+                    else "set prefix_tokens= where rows follow the video"
+                )
+                + ", or ignore_index to what is no token of the video"
+            )
 
     def _cross_entropy(
         self, output: WindowOutput, logits: torch.Tensor, target: torch.Tensor, *, offset: int, options: dict[str, Any]
@@ -156,7 +176,7 @@ class WindowLoss:
             )
         groups = output.groups
         places: dict[str, Any] = {"batch": output.batch, "offset": offset}
-        whole = len(groups) == 1 and len(groups[0].window) == self.tokens
+        whole = len(groups) == 1 and len(groups[0].window) == self.layout.tokens
         head_input = output.head_input
         if head_input is not None:
             # the plain loss may cover rows beside the tokens'
@@ -194,7 +214,7 @@ class Injection:
         self.engine = engine
         self.call = trace.call
         self.loss = WindowLoss(
-            continuity, tokens=engine.layout.tokens, rows_after_loss=trace.rows_after_loss, by_group=by_group
+            continuity, layout=engine.layout, rows_after_loss=trace.rows_after_loss, by_group=by_group
         )
         self._copied = trace.copies_head and engine.head.placeholder is not None
         self._placeholders: list[torch.Tensor] = []

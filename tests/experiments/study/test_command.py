@@ -13,7 +13,7 @@ import pytest
 
 from reco_lightning.experiments.study import command
 from reco_lightning.experiments.study.command import do_runs, run_plan, study
-from reco_lightning.experiments.study.locks import claim
+from reco_lightning.experiments.study.locks import lock
 from reco_lightning.experiments.study.plan import Plan, load_plan
 from reco_lightning.experiments.study.settings import Settings
 
@@ -97,7 +97,7 @@ def test_a_run_that_another_process_holds_is_left_to_it(
     (tmp_path / "runs").mkdir()
     spec = plan.lines[0].spec(steps=1, seed=0, settings=TINY)
     monkeypatch.setattr(command, "run", lambda *args, **kwargs: pytest.fail("it was run"))
-    with claim(tmp_path / "runs" / f"{spec.key}.lock") as held:
+    with lock(tmp_path / "runs" / f"{spec.key}.lock") as held:
         assert held
         do_runs([spec], tmp_path)
     assert names(tmp_path / "runs") == []
