@@ -8,13 +8,15 @@ between ``on_fit_start`` and ``teardown`` or an exception.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torchmetrics import Metric
 from typing_extensions import override
 
 from reco_lightning.support.argument_checks import check_finite
@@ -132,6 +134,7 @@ class ReCoCallback(pl.Callback):
         self._stored_losses: dict[str, Any] | None = None
         self._total_batches: float | None = None
         self._recompiles = RecompileLimit()
+        self._left_out: set[str] = set()  # keys of the log
 
     @property
     def sampler(self) -> WindowSampler:
@@ -214,7 +217,6 @@ class ReCoCallback(pl.Callback):
 
         if not module.trainer.training:  # a validation_step may call it
             return step()
-        first = self._injection is None
         if self._injection is None:
             self._injection = self._prove(module, step)
         step_index = module.trainer.fit_loop.epoch_loop.total_batch_idx
@@ -222,10 +224,45 @@ class ReCoCallback(pl.Callback):
         self.windows, attached = self.settings.draw(
             step_index, progress=progress, probabilities=self._by_loss(module, step_index, progress)
         )
-        result, self._report = self._injection.run(self.windows, step, attached=attached, progress=progress)
-        if first and self._report is not None:
-            _check_loss(result, self._report)
+        with self._filtered_log(module, self._injection):
+            result, self._report = self._injection.run(self.windows, step, attached=attached, progress=progress)
+        if self._report is not None:
+            _check_loss(result, self._injection)
+            if result is None and module.automatic_optimization:
+                self._report = None  # nothing was trained
         return result
+
+    @contextmanager
+    def _filtered_log(self, module: pl.LightningModule, injection: Injection) -> Iterator[None]:
+        """Keeps out of the log what is computed of the logits besides the loss: it would be that of placeholders."""
+
+        def is_kept(name: str, value: Any) -> bool:
+            names = injection.derived.names(value) or injection.unlogged.get(name, "")
+            if names and name not in self._left_out:
+                self._left_out.add(name)
+                rank_zero_warn(
+                    f"training_step logs {name!r}, which it computes of the logits by {names}: a windowed step has "
+                    "those of its window alone, so the key is left out of the log; log it in validation_step"
+                )
+            if names and isinstance(value, Metric):
+                value.reset()
+            return not names
+
+        def log(original: Callable[..., None], name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+            if is_kept(name, value):
+                original(name, value, *args, **kwargs)
+
+        def log_dict(original: Callable[..., None], values: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
+            original({name: value for name, value in values.items() if is_kept(name, value)}, *args, **kwargs)
+
+        patches = PatchedMethod(module, "log", log), PatchedMethod(module, "log_dict", log_dict)
+        for patch in patches:
+            patch.install()
+        try:
+            yield
+        finally:
+            for patch in patches:
+                patch.remove()
 
     def _progress(self, trainer: pl.Trainer, step_index: int) -> float:
         """Share of the fit that is done; 0 where nothing depends on it."""
@@ -283,12 +320,16 @@ def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
     return list(trainer.callbacks)  # type: ignore[attr-defined]
 
 
-def _check_loss(result: Any, report: StepReport) -> None:
-    """Refuses a step whose loss has more of the logits in it than their cross-entropy: they are NaN to it."""
+def _check_loss(result: Any, injection: Injection) -> None:
+    """Refuses a step that makes more of the logits than their cross-entropy: it has placeholders in their place."""
     loss = result.get("loss") if isinstance(result, Mapping) else result
-    if isinstance(loss, torch.Tensor) and loss.isnan().any() and not report.cross_entropy.isnan():
+    if names := injection.derived.names(loss):
         raise MisconfigurationException(
-            "the loss of the first windowed step is NaN and its cross-entropy is not: the step makes another loss of "
-            "the logits (a penalty on them, a distance to a teacher's), which windows leave out; take it away, or "
-            "make a metric of it, from a forward under torch.no_grad()"
+            f"the loss of training_step is computed of the logits by {names}, besides their cross-entropy; a windowed "
+            "step has those of its window alone: take that term out, or compute it from a forward of its own"
+        )
+    if result is None and injection.returns_loss and injection.steps == 1:
+        raise MisconfigurationException(
+            "training_step returned a loss, and None when it was run on a window: it looks at the logits (isnan, a "
+            "threshold), of which a windowed step has those of its window alone; look at the loss instead"
         )

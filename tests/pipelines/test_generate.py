@@ -142,7 +142,7 @@ def test_label_out_of_range(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--checkpoint=missing.ckpt"], "checkpoint must be a checkpoint file, got 'missing.ckpt'"),
+        (["--checkpoint=missing.ckpt"], "checkpoint must be an existing checkpoint file, got 'missing.ckpt'"),
         (["--checkpoint=MODEL", "-n", "0"], "n must be a whole number of 1 or more, got 0"),
         (["--checkpoint=MODEL", "--batch_size=0"], "batch_size must be a whole number of 1 or more, got 0"),
         (["--checkpoint=MODEL", "--temperature=-1"], "temperature must be a finite number of 0 or more, got -1"),
@@ -155,7 +155,10 @@ def test_label_out_of_range(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         (["--checkpoint=MODEL", "--cfg_scale=2"], "cfg_scale must be 1 where condition gives no class"),
         (["--checkpoint=MODEL", "--given_frames=0"], "given_frames must be a whole number of 1 or more, got 0"),
         (["--checkpoint=MODEL", "--first_frames=a.mp4"], "first_frames needs tokenizer, which turns them into ids"),
-        (["--checkpoint=MODEL", "--tokenizer=TOKENIZER", "--first_frames=a.mp4"], "first_frames must be a video file"),
+        (
+            ["--checkpoint=MODEL", "--tokenizer=TOKENIZER", "--first_frames=a.mp4"],
+            "first_frames must be an existing video file",
+        ),
         (["--n=1"], "checkpoint"),
     ],
 )

@@ -105,6 +105,9 @@ class Engine:
         patches: The methods that it replaces besides the head's forward.
         head: The head.
         layout: Where the video's tokens lie in the network's sequence.
+
+    Attributes:
+        returned: Called with what stands in for the logits, when the network returns it outside compiled code.
     """
 
     def __init__(self, name: str, patches: Sequence[PatchedMethod], head: Head, layout: RowLayout) -> None:
@@ -117,6 +120,7 @@ class Engine:
         self._inference = False
         self._finished = False
         self._run: ForwardState | None = None
+        self.returned: Callable[[torch.Tensor], None] | None = None
 
     def install(self) -> None:
         """Replaces the methods."""
@@ -232,16 +236,22 @@ class Engine:
         # taken here: until the loss is met autocast may end, and torch.func.functional_call put other weights back
         bias = None if head.bias is None else head.bias.to(dtype)
         run.head_input = HeadInput(tuple(part.to(dtype) for part in head_input), head.weight.to(dtype), bias)
-        return placeholder.expand(*shape, head.out_features)
+        return self._returned(placeholder.expand(*shape, head.out_features))
 
     def _leave(self, packed: torch.Tensor, run: ForwardState, shape: torch.Size) -> torch.Tensor:
         """What the network returns, given the windows' logits packed (B, R, V): of that shape and V."""
         run.logits = None
         placeholder = self.head.placeholder
         if placeholder is None or self._inference or placeholder.dtype != packed.dtype:
-            return place_rows(packed, run.groups, run.rows, fill=self._other_rows).view(*shape, -1)
+            placed = place_rows(packed, run.groups, run.rows, fill=self._other_rows)
+            return self._returned(placed.view(*shape, -1))
         run.logits = tuple(packed[group.samples, : group.stop - group.loss_start] for group in run.groups)
-        return placeholder.expand(*shape, packed.shape[-1])
+        return self._returned(placeholder.expand(*shape, packed.shape[-1]))
+
+    def _returned(self, logits: torch.Tensor) -> torch.Tensor:
+        if self.returned is not None and not torch.compiler.is_compiling():
+            self.returned(logits)
+        return logits
 
 
 def _in_backward() -> bool:

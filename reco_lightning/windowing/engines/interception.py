@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from types import MethodType
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -103,6 +104,7 @@ class FunctionInterceptor(TorchFunctionMode):
 
     Args:
         handlers: For each function its replacement, called with the same arguments. Inside a handler the tap is off.
+        fallback: Called with every other function, its positional and its keyword arguments.
 
     Example:
         >>> import torch
@@ -111,9 +113,14 @@ class FunctionInterceptor(TorchFunctionMode):
         1.0
     """
 
-    def __init__(self, handlers: Mapping[Callable[..., Any], Callable[..., Any]]) -> None:
+    def __init__(
+        self,
+        handlers: Mapping[Callable[..., Any], Callable[..., Any]],
+        fallback: Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any] | None = None,
+    ) -> None:
         super().__init__()
         self.handlers = handlers
+        self.fallback = fallback
         self._attention = handlers.get(scaled_dot_product_attention)
 
     def __torch_function__(
@@ -125,4 +132,6 @@ class FunctionInterceptor(TorchFunctionMode):
         if func is F.multi_head_attention_forward and self._attention is not None:
             # torch runs its body with the tap off
             return multi_head_attention(self._attention, *args, **(kwargs or {}))
+        if self.fallback is not None and not torch.compiler.is_compiling():
+            return self.fallback(func, args, kwargs or {})
         return func(*args, **(kwargs or {}))

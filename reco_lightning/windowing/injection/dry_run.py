@@ -79,15 +79,22 @@ class DryRun:
         self,
         cross_entropy: CrossEntropyCall,
         handlers: Mapping[Callable[..., Any], Callable[..., Any]] | None = None,
-    ) -> bool:
+        *,
+        fallback: Callable[..., Any] | None = None,
+        log: Callable[[str, Any], None] = lambda name, value: None,
+        manual_backward: Callable[..., None] = lambda loss: None,
+    ) -> Any:
         """Runs the step with every call of ``F.cross_entropy`` handed to ``cross_entropy``.
 
         Args:
             cross_entropy: Called with the arguments of ``F.cross_entropy``; raises ``StepEndedError`` to end the step.
             handlers: The same for further functions.
+            fallback: Called with every other function of torch, its positional and its keyword arguments.
+            log: Called with what the module logs, by name.
+            manual_backward: Called in the place of the module's own.
 
         Returns:
-            Whether the step was ended by ``StepEndedError``, and did not come to its own end.
+            What the step returned; ``None`` where it was ended by ``StepEndedError``.
 
         Raises:
             RuntimeError: If the step changed weights; they are not put back.
@@ -100,12 +107,16 @@ class DryRun:
             taps[dropout] = _no_dropout
         taps |= handlers or {}
         # compiled parts run as they were written: a watch cannot be traced, and would be compiled for one run
-        with self._restored(), torch.compiler.set_stance("force_eager"), FunctionInterceptor(taps):
+        with (
+            self._restored(),
+            torch.compiler.set_stance("force_eager"),
+            FunctionInterceptor(taps, fallback),
+            _muted(self.module, log, manual_backward),
+        ):
             try:
-                self.step()
+                return self.step()
             except StepEndedError:
-                return True
-        return False
+                return None
 
     @contextmanager
     def _restored(self) -> Iterator[None]:
@@ -119,7 +130,6 @@ class DryRun:
         with ExitStack() as stack:
             devices = {parameter.device.index for _, parameter, *_ in weights if parameter.is_cuda}
             stack.enter_context(torch.random.fork_rng(devices=sorted(index for index in devices if index is not None)))
-            stack.enter_context(_muted(module))
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")  # the step itself will say it
             for part in self.quiet:
@@ -216,15 +226,21 @@ def _attention_without_dropout(*args: Any, **kwargs: Any) -> torch.Tensor:
 
 
 @contextmanager
-def _muted(module: nn.Module) -> Iterator[None]:
-    names = ["log", "log_dict"]
-    stand_ins: dict[str, Any] = dict.fromkeys(names, lambda *args, **kwargs: None)
+def _muted(module: nn.Module, log: Callable[[str, Any], None], manual_backward: Callable[..., None]) -> Iterator[None]:
+    def log_one(name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        log(name, value)
+
+    def log_dict(dictionary: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
+        for name, value in dictionary.items():
+            log_one(name, value)
+
+    stand_ins: dict[str, Any] = {"log": log_one, "log_dict": log_dict}
     if not getattr(module, "automatic_optimization", True):
         optimizers, schedulers = _optimizers(module)
         stand_ins |= {
             "optimizers": lambda *args, **kwargs: optimizers[0] if len(optimizers) == 1 else optimizers,
             "lr_schedulers": lambda: (schedulers[0] if len(schedulers) == 1 else schedulers) if schedulers else None,
-            "manual_backward": lambda *args, **kwargs: None,
+            "manual_backward": lambda loss, *args, **kwargs: manual_backward(loss),
             "clip_gradients": lambda *args, **kwargs: None,
             "toggle_optimizer": lambda *args, **kwargs: None,
             "untoggle_optimizer": lambda *args, **kwargs: None,

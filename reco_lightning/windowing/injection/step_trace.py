@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from reco_lightning.windowing.engines.interception import PatchedMethod
 from reco_lightning.windowing.injection.attention_watch import AttentionWatch, under_checkpoint
 from reco_lightning.windowing.injection.autograd_graph import depends, is_copied, reaches_parameter
 from reco_lightning.windowing.injection.dry_run import DryRun, StepEndedError
+from reco_lightning.windowing.injection.other_uses import OtherUses
 from reco_lightning.windowing.injection.row_alignment import RowEvidence, find_tail
 from reco_lightning.windowing.losses.cross_entropy import loss_rows
 from reco_lightning.windowing.rows import RowLayout
@@ -65,6 +66,8 @@ class Trace:
         copies_head: Whether it is given that or a copy of it, in a type of its own.
         head_type: Type of the head's output.
         flat: Whether the blocks' states are (B, T, D), and not of more dimensions.
+        unlogged: What the step logs of the states or the logits besides its loss: names of the functions, by key.
+        returns_loss: Whether the step returned a loss.
         logits: The cross-entropy's input in the plain step.
         hidden: The states that the head read, (B, T, D).
     """
@@ -86,6 +89,8 @@ class Trace:
     copies_head: bool
     head_type: torch.dtype
     flat: bool
+    unlogged: Mapping[str, str]
+    returns_loss: bool
     logits: torch.Tensor
     hidden: torch.Tensor
 
@@ -143,6 +148,7 @@ class _Recorder:
         self.trace: Trace | None = None
         self.problems: list[str] = []
         self.evidence = RowEvidence()
+        self.uses = OtherUses()
 
     def watch(self) -> Callable[[], None]:
         """Installs the watch; the result removes it."""
@@ -198,7 +204,7 @@ class _Recorder:
         stack.shape, self.finished = hidden.shape, stack
         try:
             # What follows is watched with a graph of its own, which ends here.
-            return map_hidden(output, lambda states: states.detach().requires_grad_())
+            return map_hidden(output, partial(self.uses.root, stack.name))
         except TypeError as error:
             stack.problem = str(error)
             return output
@@ -214,7 +220,9 @@ class _Recorder:
             self._explain_loss(call, reached, logits, target, kwargs.get("ignore_index", -100))
         if self.problems:
             raise StepEndedError
-        return F.cross_entropy(logits, target, *args, **kwargs)
+        if self.trace is None or call != self.trace.call:
+            return F.cross_entropy(logits, target, *args, **kwargs)
+        return self.uses.cross_entropy(logits, target, *args, **kwargs)
 
     def linear_cross_entropy(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Stands in for torch's fused loss."""
@@ -227,6 +235,7 @@ class _Recorder:
     def backward(self, *args: Any, **kwargs: Any) -> None:
         """Stands in for ``Tensor.backward``: what may follow it is a step of an optimizer that is not the trainer's."""
         if self.trace is not None:
+            self.uses.take(args[0])
             raise StepEndedError
         torch.Tensor.backward(*args, **kwargs)
 
@@ -363,6 +372,8 @@ class _Recorder:
             copies_head=head.is_copied_in(logits),
             head_type=head.output.dtype,
             flat=len(stack.shape) == 3,
+            unlogged={},
+            returns_loss=False,
             logits=logits.detach(),
             hidden=head.states.detach().flatten(1, -2),
         )
@@ -432,7 +443,14 @@ def trace_step(
     remove = recorder.watch()
     try:
         with torch.enable_grad():
-            dry_run.run(recorder.cross_entropy, recorder.handlers)
+            result = dry_run.run(
+                recorder.cross_entropy,
+                recorder.handlers,
+                fallback=recorder.uses.derived.call,
+                log=recorder.uses.log,
+                manual_backward=recorder.uses.take,
+            )
+        recorder.uses.take(result, returned=True)
     except Exception as error:
         if recorder.trace is None:  # what is wrong behind the loss is the step's own affair
             remove()
@@ -443,11 +461,15 @@ def trace_step(
             ) from error
     finally:
         remove()
+    if recorder.trace is not None and not recorder.problems:
+        modules = {record.name: record.output for record in recorder.records}
+        recorder.problems += recorder.uses.problems(dry_run, recorder.trace, modules)
     if recorder.problems:
         raise MisconfigurationException(f"{type(module).__name__} cannot be windowed: {'; '.join(recorder.problems)}")
     if recorder.trace is None:
         raise MisconfigurationException(_explain_absence(module, recorder, found))
-    return recorder.trace, dry_run
+    trace = replace(recorder.trace, unlogged=recorder.uses.logged, returns_loss=recorder.uses.returned)
+    return trace, dry_run
 
 
 def _explain_absence(module: nn.Module, recorder: _Recorder, found: str) -> str:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from reco_lightning.windowing.engines.base import Engine
 from reco_lightning.windowing.engines.interception import FunctionInterceptor
 from reco_lightning.windowing.injection.autograd_graph import depends
+from reco_lightning.windowing.injection.derived_values import DerivedValues
 from reco_lightning.windowing.injection.step_trace import Trace
 from reco_lightning.windowing.losses.continuity import Continuity, ContinuityNorm, continuity_loss, gradient_norm
 from reco_lightning.windowing.losses.cross_entropy import (
@@ -208,6 +209,10 @@ class Injection:
         trace: What the trace found out about the step.
         continuity: The continuity term.
         by_group: Whether the report holds each group's cross-entropy too.
+
+    Attributes:
+        derived: What the last step has computed of the logits besides its loss.
+        steps: How many steps were run.
     """
 
     def __init__(self, engine: Engine, trace: Trace, continuity: Continuity, *, by_group: bool = False) -> None:
@@ -218,6 +223,10 @@ class Injection:
         )
         self._copied = trace.copies_head and engine.head.placeholder is not None
         self._placeholders: list[torch.Tensor] = []
+        self.derived = DerivedValues()
+        self.unlogged = trace.unlogged
+        self.returns_loss = trace.returns_loss
+        self.steps = 0
         self._progress = 0.0
         self._calls = 0
         self._first = True
@@ -241,14 +250,20 @@ class Injection:
             RuntimeError: If the network ran and its cross-entropy was not met, or the reverse.
         """
         self._calls, self._report, self._progress = 0, None, progress
+        self.steps += 1
         self.engine.activate(windows, attached=attached)
         handlers: dict[Callable[..., Any], Callable[..., Any]] = {F.cross_entropy: self.cross_entropy}
         if self._copied:
             assert self.engine.head.placeholder is not None
             self._placeholders = [self.engine.head.placeholder]
             handlers |= {function: partial(self._copy, function) for function in _COPIES}
-        with FunctionInterceptor(handlers):
-            result = step()
+        self.derived = DerivedValues(hides_numbers=True)
+        self.engine.returned = self.derived.follow
+        try:
+            with FunctionInterceptor(handlers, self.derived.call):
+                result = step()
+        finally:
+            self.engine.returned = None
         self._first = False
         if self.engine.output is not None and self._report is None:
             raise RuntimeError(
@@ -261,11 +276,15 @@ class Injection:
     def _copy(self, function: Callable[..., Any], values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Stands in for copies: that of a placeholder is one number too."""
         if not self._is_known(values):
-            return function(values, *args, **kwargs)
+            if torch.compiler.is_compiling():
+                return function(values, *args, **kwargs)
+            return self.derived.call(function, (values, *args), kwargs)
         number = function(values[(0,) * values.ndim], *args, **kwargs)
+        copied = number.expand(values.shape)
         if not torch.compiler.is_compiling():
             self._placeholders.append(number)
-        return number.expand(values.shape)
+            self.derived.follow(copied)
+        return copied
 
     def _is_known(self, values: torch.Tensor) -> bool:
         """Whether a tensor is a view of a placeholder; a compiler, which knows no bases, is asked for its strides."""

@@ -153,7 +153,7 @@ def test_files_of_other_weights(network, tmp_path):
     (tmp_path / "text").write_text("no weights")
     with pytest.raises(ValueError, match=r"a file of Inception-I3D weights, got '.*text'"):
         fvd_extractor(tmp_path / "text", "larp")
-    with pytest.raises(ValueError, match="no file; reco convert-i3d makes one"):
+    with pytest.raises(ValueError, match=r"\(no such file\); reco convert-i3d makes one"):
         fvd_extractor(tmp_path / "nothing", "larp")
 
 

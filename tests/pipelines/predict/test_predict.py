@@ -212,8 +212,8 @@ def test_errors(saved, tmp_path):
         ({"batch_size": 0}, "batch_size must be a whole number of 1 or more, got 0"),
         ({"labels": []}, "labels must hold a class or more, or be None"),
         ({"labels": [1], "prefix": "a.npy"}, "prefix must be None where labels are given, got 'a.npy'"),
-        ({"prefix": "nothing.npy"}, r"prefix must be an \.npy file of ids, got 'nothing\.npy'"),
-        ({"first_tokens": "nothing.npy"}, r"first_tokens must be an \.npy file of ids, got 'nothing\.npy'"),
+        ({"prefix": "nothing.npy"}, r"prefix must be an existing \.npy file of ids, got 'nothing\.npy'"),
+        ({"first_tokens": "nothing.npy"}, r"first_tokens must be an existing \.npy file of ids, got 'nothing\.npy'"),
     ):
         with pytest.raises(ValueError, match=message):
             GenerationRequests(**options)
