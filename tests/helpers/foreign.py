@@ -37,7 +37,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x):
         batch, rows, _ = x.shape
-        q, k, v = (layer(x).view(batch, rows, 2, DIM // 2).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        q, k, v = (layer(x).unflatten(-1, (2, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
         if self.cut is None:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:

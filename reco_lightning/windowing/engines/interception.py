@@ -126,6 +126,8 @@ class FunctionInterceptor(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func is torch.Tensor.unflatten:
+            func = torch.unflatten  # the method calls super(), which torch.compile does not trace
         handler = self.handlers.get(func)
         if handler is not None:
             return handler(*args, **(kwargs or {}))

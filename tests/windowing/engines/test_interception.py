@@ -262,3 +262,14 @@ def test_a_tap_without_attention_leaves_multihead_attention_alone():
     x = torch.randn(2, 5, 8)
     with FunctionInterceptor({F.relu: lambda x, inplace=False: x}):
         assert torch.equal(attention(x), attention(x))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", [lambda x: x.unflatten(-1, (2, -1)), lambda x: x.unflatten(dim=1, sizes=(2, 2))])
+def test_a_method_of_tensors_that_is_written_in_python_is_no_graph_break(call):
+    def intercepted(x):
+        with FunctionInterceptor({SDPA: F.relu}):
+            return call(x) * 2
+
+    x = torch.randn(2, 4)
+    torch.testing.assert_close(torch.compile(intercepted, backend="eager", fullgraph=True)(x), call(x) * 2)
