@@ -20,6 +20,7 @@ from torchmetrics import Metric
 from typing_extensions import override
 
 from reco_lightning.support.argument_checks import check_finite
+from reco_lightning.support.lightning_modules import is_lightning_module
 from reco_lightning.windowing.engines.interception import PatchedMethod
 from reco_lightning.windowing.injection.recompile_limit import RecompileLimit, is_compiled
 from reco_lightning.windowing.injection.windowed_step import Injection, StepReport
@@ -210,7 +211,7 @@ class ReCoCallback(pl.Callback):
     def _training_step(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         assert self._patch is not None
         module = self._patch.module
-        assert isinstance(module, pl.LightningModule)
+        assert is_lightning_module(module)
 
         def step() -> Any:
             return original(*args, **kwargs)

@@ -13,10 +13,10 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
 from reco_lightning.support.argument_checks import check_int
+from reco_lightning.support.lightning_modules import sigterm_exception
 from reco_lightning.support.media import run_folder
 
 __all__ = ["STOPPED", "StopOnSignal", "last_checkpoint"]
@@ -159,7 +159,7 @@ class StopOnSignal(pl.Callback):
     def _end(self, trainer: pl.Trainer, where: str) -> None:
         rank_zero_info(f"Stopped by SIGTERM {where}")
         # Lightning kills all processes that it started when one of them ends with another status than 0
-        raise SIGTERMException(STOPPED if trainer.is_global_zero else 0)
+        raise sigterm_exception(trainer)(STOPPED if trainer.is_global_zero else 0)
 
     def _install(self, trainer: pl.Trainer) -> None:
         if self._installed or threading.current_thread() is not threading.main_thread():

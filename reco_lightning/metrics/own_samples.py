@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from reco_lightning.models.sampling.generate import generate
 from reco_lightning.models.sampling.token_sampling import SamplingOptions
 from reco_lightning.support.argument_checks import check_int
+from reco_lightning.support.lightning_modules import is_lightning_module
 
 __all__ = ["check_batches", "generated_batches", "network_of", "token_layout", "unpack"]
 
 
 def network_of(model: pl.LightningModule | nn.Module) -> Any:
     """Returns the network of a module that has one as ``network``, or the network itself."""
-    network = getattr(model, "network", None) if isinstance(model, pl.LightningModule) else model
+    network = getattr(model, "network", None) if is_lightning_module(model) else model
     if not isinstance(network, nn.Module):
         raise ValueError(f"model must be a network, or a LightningModule with one as `network`, got {model!r}")
     return network

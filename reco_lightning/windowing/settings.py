@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
 
-import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from reco_lightning.support.argument_checks import check_choice, check_finite, check_flag, check_int
+from reco_lightning.support.lightning_modules import is_lightning_module
 from reco_lightning.windowing.injection.engine_selection import Selection, select_engine
 from reco_lightning.windowing.injection.step_trace import Overrides
 from reco_lightning.windowing.losses.continuity import Continuity, ContinuityNorm, ContinuitySchedule
@@ -187,20 +187,13 @@ class ReCoSettings:
 
 
 def check_lightning_module(module: Any) -> None:
-    """Raises unless a module is one of ``lightning.pytorch``.
+    """Raises unless a module is one of ``lightning.pytorch`` or ``pytorch_lightning``.
 
     Raises:
         MisconfigurationException: It is another; the text names the remedy.
     """
-    if isinstance(module, pl.LightningModule):
-        return
-    other = any(cls.__module__.startswith("pytorch_lightning.") for cls in type(module).__mro__)
-    remedy = (
-        "it is a module of the package 'pytorch_lightning': import lightning.pytorch in its place, for module and "
-        "trainer alike"
-        if other
-        else "wrap the network in one"
-    )
-    raise MisconfigurationException(
-        f"ReCoCallback serves modules of lightning.pytorch.LightningModule, got {type(module).__name__}; {remedy}"
-    )
+    if not is_lightning_module(module):
+        raise MisconfigurationException(
+            f"ReCoCallback serves a LightningModule, of lightning.pytorch or pytorch_lightning, got "
+            f"{type(module).__name__}; wrap the network in one"
+        )

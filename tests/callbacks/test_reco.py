@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import csv
-import importlib
 import pickle
 
 import lightning.pytorch as pl
@@ -13,7 +12,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_module
 from torch import nn
 
 from reco_lightning import ReCoCallback, WindowSampler, continuity_loss, explain
@@ -396,25 +394,8 @@ def test_blocks_inside_checkpoint_wrappers_give_the_same_weights():
         torch.testing.assert_close(a, b)
 
 
-def test_refuses_a_module_of_the_other_package(monkeypatch):
-    # that package takes the logger of lightning's messages when it is imported
-    monkeypatch.setattr(rank_zero_module, "log", rank_zero_module.log)
-    other = importlib.import_module("pytorch_lightning")
-
-    class Module(other.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.net = foreign.Network()
-
-        training_step = foreign.ShiftedInput.training_step
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), lr=0.1)
-
-    run = other.Trainer(accelerator="cpu", max_epochs=1, logger=False, callbacks=[ReCoCallback(sampler())])
-    with pytest.raises(MisconfigurationException, match="a module of the package 'pytorch_lightning'"):
-        run.fit(Module(), batches())
-    with pytest.raises(MisconfigurationException, match=r"LightningModule, got Network; wrap the network in one"):
+def test_explain_refuses_a_network_that_is_no_module_of_lightning():
+    with pytest.raises(MisconfigurationException, match=r"pytorch_lightning, got Network; wrap the network in one"):
         explain(foreign.Network(), None, ReCoCallback(sampler()))
 
 

@@ -378,7 +378,7 @@ REFUSALS: tuple[Refusal, ...] = (
     Refusal("x-transformers", "x-transformers", refused.XTransformers, r"'net.attn_layers.layers' \(.*never called"),
     Refusal(
         "pytorch_lightning",
-        "a module of `pytorch_lightning`",
+        "a module of `pytorch_lightning` in a trainer of `lightning.pytorch`",
         refused.PytorchLightningModule,
         "You passed a `pytorch_lightning` object",  # Lightning's own
         error=TypeError,

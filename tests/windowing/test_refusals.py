@@ -7,12 +7,10 @@ import copy
 
 import pytest
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from reco_lightning import ReCoCallback, WindowSampler
 from tests.helpers.foreign import trainer
-from tests.helpers.networks.refused import PytorchLightningModule
-from tests.helpers.settings import REFUSALS, WINDOWS
+from tests.helpers.settings import REFUSALS
 
 pytestmark = pytest.mark.third_party
 
@@ -43,11 +41,3 @@ def test_is_refused_with_its_own_reason_before_any_weight_changes(refusal):
 def test_a_window_longer_than_the_video_is_refused_where_it_is_made():
     with pytest.raises(ValueError, match="window_blocks must be a whole number from 1 to frame_blocks=5, got 6"):
         WindowSampler(5, 6, window_blocks=6)
-
-
-def test_a_pytorch_lightning_module_is_refused_by_the_callback_itself():
-    """A ``pytorch_lightning`` trainer hands its own module to a callback without a word."""
-    module = PytorchLightningModule()
-    with pytest.raises(MisconfigurationException, match=r"pytorch_lightning.*lightning\.pytorch"):
-        ReCoCallback(WINDOWS).on_fit_start(trainer(), module)
-    assert vars(module) == {}

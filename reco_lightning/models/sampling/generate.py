@@ -16,6 +16,7 @@ from torch import nn
 from reco_lightning.models.sampling.token_sampling import VideoSamplingOptions, per_sample_uniforms
 from reco_lightning.models.transformer import KeyValueCache
 from reco_lightning.support.argument_checks import check_flag, check_int, check_int_sequence, check_tensor
+from reco_lightning.support.lightning_modules import is_lightning_module
 
 __all__ = ["generate", "window_start"]
 
@@ -74,7 +75,7 @@ def generate(
         >>> generate(network, 3, seed=1).shape, generate(network, 3, length=7, context_blocks=1).shape
         (torch.Size([3, 8]), torch.Size([3, 28]))
     """
-    network: Any = model.network if isinstance(model, pl.LightningModule) else model
+    network: Any = model.network if is_lightning_module(model) else model
     options = VideoSamplingOptions(**sampling)
     check_int(at_least=1, n=n, batch_size=batch_size)
     if isinstance(indices, torch.Tensor):

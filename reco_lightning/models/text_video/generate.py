@@ -14,6 +14,7 @@ from reco_lightning.data.tokens.caption_ids import caption_ids, check_captions, 
 from reco_lightning.models.sampling.token_sampling import SamplingOptions, per_sample_uniforms
 from reco_lightning.models.text_video.network import TextVideoNetwork
 from reco_lightning.support.argument_checks import check_int, check_int_sequence
+from reco_lightning.support.lightning_modules import is_lightning_module
 
 __all__ = ["generate_from_text"]
 
@@ -59,7 +60,7 @@ def generate_from_text(
         >>> generate_from_text(network, torch.tensor([[-1, 3], [4, 5]]), cfg_scale=2.0).shape
         torch.Size([2, 4])
     """
-    network: Any = model.network if isinstance(model, pl.LightningModule) else model
+    network: Any = model.network if is_lightning_module(model) else model
     options = SamplingOptions(**sampling)
     check_int(at_least=1, batch_size=batch_size)
     check_int_sequence(indices=indices, or_none=True)
