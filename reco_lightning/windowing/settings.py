@@ -194,6 +194,6 @@ def check_lightning_module(module: Any) -> None:
     """
     if not is_lightning_module(module):
         raise MisconfigurationException(
-            f"ReCoCallback serves a LightningModule, of lightning.pytorch or pytorch_lightning, got "
+            f"module must be a LightningModule, of lightning.pytorch or pytorch_lightning, got a "
             f"{type(module).__name__}; wrap the network in one"
         )

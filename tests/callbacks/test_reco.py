@@ -395,7 +395,7 @@ def test_blocks_inside_checkpoint_wrappers_give_the_same_weights():
 
 
 def test_explain_refuses_a_network_that_is_no_module_of_lightning():
-    with pytest.raises(MisconfigurationException, match=r"pytorch_lightning, got Network; wrap the network in one"):
+    with pytest.raises(MisconfigurationException, match=r"pytorch_lightning, got a Network; wrap the network in one"):
         explain(foreign.Network(), None, ReCoCallback(sampler()))
 
 

@@ -17,6 +17,7 @@ WITHOUT = "av", "decord", "wandb", "jsonargparse", "x_transformers"
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 def test_every_stage_of_the_gpu_script_runs(tmp_path):
     blocked = tmp_path / "blocked"
     for name in WITHOUT:  # a bare machine has none of them

@@ -62,6 +62,7 @@ for name in getattr(reco_lightning, "__all__", []):
 for module in pkgutil.walk_packages(reco_lightning.__path__, "reco_lightning."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
+assert "pytorch_lightning" not in sys.modules
 print("imported")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
