@@ -30,16 +30,27 @@ class ContextCache:
     Args:
         rows: A, context rows.
         enough: Number of attentions after which the block's context pass ends; ``None`` lets it run through.
+        total: T, rows of the whole sequence; ``None`` where no mask of them is to be cut.
 
     Attributes:
         mask: The mask that the block is called with on its window, (..., W, A + W); ``None`` where it takes none.
     """
 
-    def __init__(self, rows: int, enough: int | None = None) -> None:
+    def __init__(self, rows: int, enough: int | None = None, total: int | None = None) -> None:
         self.rows = rows
         self.enough = enough
+        self.total = total
         self.pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.mask: torch.Tensor | None = None
+
+    def cut(self, call: AttentionCall, start: int) -> AttentionCall:
+        """Cuts a mask that the block holds for the whole sequence, (..., T, T), to the rows from ``start`` on."""
+        mask, rows = call.attn_mask, call.query.shape[-2]
+        if mask is None or self.total is None or rows == self.total:
+            return call
+        if mask.shape[-2] != self.total or mask.shape[-1] != self.total:
+            return call
+        return call._replace(attn_mask=mask[..., start : start + rows, : start + rows])
 
     def restore(self, attn_mask: torch.Tensor) -> torch.Tensor:
         """Returns the block's whole mask in the place of one that the block has cut to the keys that it makes itself.
@@ -92,7 +103,7 @@ class ContextKV(Protocol):
     def run_window(self, call: Callable[..., Any], kept: ContextCache, rows: int) -> Any:
         """Runs the block on its ``rows`` window rows with the kept keys and values in front of its own."""
 
-    def run_without_context(self, call: Callable[..., Any]) -> Any:
+    def run_without_context(self, call: Callable[..., Any], kept: ContextCache) -> Any:
         """Runs the block on a window that starts the sequence."""
 
 
@@ -106,7 +117,7 @@ class AttentionContextKV:
             attention = AttentionCall(*args, **kwargs)
             if attention.query.shape[-2] == attention.key.shape[-2] == kept.rows:
                 kept.keep(attention.key, attention.value)
-            return attention.run()
+            return kept.cut(attention, 0).run()
 
         with FunctionInterceptor({scaled_dot_product_attention: record}):
             return call()
@@ -117,11 +128,13 @@ class AttentionContextKV:
         _check(joined, kept)
         return output
 
-    def run_without_context(self, call: Callable[..., Any]) -> Any:
+    def run_without_context(self, call: Callable[..., Any], kept: ContextCache) -> Any:
         """See ``ContextKV``."""
-        if not torch.compiler.is_compiling():
-            return call()
-        with FunctionInterceptor({scaled_dot_product_attention: _attend_plainly}):
+
+        def attend(*args: Any, **kwargs: Any) -> torch.Tensor:
+            return kept.cut(AttentionCall(*args, **kwargs), 0).run()
+
+        with FunctionInterceptor({scaled_dot_product_attention: attend}):
             return call()
 
     def _attend(self, call: Callable[..., Any], kept: ContextCache, rows: int) -> tuple[Any, int]:
@@ -129,7 +142,7 @@ class AttentionContextKV:
 
         def attend(*args: Any, **kwargs: Any) -> torch.Tensor:
             nonlocal joined, taken
-            attention = AttentionCall(*args, **kwargs)
+            attention = kept.cut(AttentionCall(*args, **kwargs), kept.rows)
             keys, mask = attention.key.shape[-2], attention.attn_mask
             # no "in": torch.compile finds no size that it does not know by it
             if attention.query.shape[-2] != rows or (keys != rows and keys != kept.rows + rows):
@@ -144,10 +157,6 @@ class AttentionContextKV:
 
         with FunctionInterceptor({scaled_dot_product_attention: attend}):
             return call(), joined
-
-
-def _attend_plainly(*args: Any, **kwargs: Any) -> torch.Tensor:
-    return AttentionCall(*args, **kwargs).run()
 
 
 def _check(joined: int, kept: ContextCache) -> None:

@@ -174,7 +174,7 @@ class FrozenEngine(Engine):
                 return original(*cut[0], **cut[1])
 
         enough = run.attentions if index == self.last and not torch.compiler.is_compiling() else None
-        kept = ContextCache(first, enough)
+        kept = ContextCache(first, enough, run.rows)
         if first:
             passed = self._context_pass(partial(call, context, 0, first), kept, hidden.device.type)
             if run.attentions is None:
@@ -183,7 +183,7 @@ class FrozenEngine(Engine):
                 run.contexts[index + 1, number] = passed.detach()
             output = self._joint.run_window(partial(call, window, first, group.stop), kept, group.stop - first)
         else:
-            output = self._joint.run_without_context(partial(call, window, first, group.stop))
+            output = self._joint.run_without_context(partial(call, window, first, group.stop), kept)
         if index == self.last:
             # What stands between blocks and head, and may count on T rows, gets T rows.
             before, after = group.loss_start, run.rows - group.stop
