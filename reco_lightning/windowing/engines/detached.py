@@ -85,7 +85,7 @@ class DetachedEngine(Engine):
             constant = row < per_sample([group.first for group in groups])
         # A network of fixed length is given all rows: only altered ones show whether it looks at those of the future.
         later = row >= per_sample([group.stop for group in groups]) if self._inference else None
-        return _State(**vars(run), constant=constant, later=later)
+        return _State(run.groups, run.rows, run.batch, run.whole, constant=constant, later=later)
 
     def _block(self, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         hidden = self._windowed_states(index, args, kwargs)

@@ -117,7 +117,7 @@ class FrozenEngine(Engine):
 
     @override
     def _start(self, run: ForwardState, device: torch.device) -> _State:
-        return _State(**vars(run))
+        return _State(run.groups, run.rows, run.batch, run.whole)
 
     def _block(self, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         hidden = self._windowed_states(index, args, kwargs)
