@@ -295,7 +295,12 @@ class ReCoCallback(pl.Callback):
         stored = None if self._choice is None or self.settings.engine != "auto" else self._choice["engine"]
         selection = self.settings.select(module, step, engine=stored)
         trace = selection.trace
-        choice = {"engine": selection.engine.name, "blocks": trace.blocks, "head": trace.head, "tail": trace.tail}
+        choice = {
+            "engine": selection.engine.name,
+            "blocks": trace.blocks,
+            "head": trace.head,
+            "tail": trace.trailing_rows,
+        }
         if self._choice is not None and self._choice != choice:
             raise MisconfigurationException(
                 f"the checkpoint was trained with {self._choice}, this run would use {choice}; the network or its "

@@ -148,7 +148,7 @@ def explain(module: pl.LightningModule, batch: Any, callback: ReCoCallback, *, b
 
     check_lightning_module(module)
     selection = settings.select(module, step)
-    dry_run = DryRun(module, step, quiet=[])
+    dry_run = DryRun(module, step, evaluated=[])
     plain = _cost(module, dry_run, selection, None)
     costs = []
     selection.engine.install()

@@ -23,28 +23,28 @@ from reco_lightning.windowing.sampler import Window
 __all__ = ["Engine", "ForwardState", "Head", "place_rows"]
 
 
-def place_rows(logits: torch.Tensor, groups: Sequence[WindowGroup], rows: int, *, fill: float) -> torch.Tensor:
+def place_rows(logits: torch.Tensor, groups: Sequence[WindowGroup], rows: int, *, outside_value: float) -> torch.Tensor:
     """Places window logits on the rows of the full sequence.
 
     Args:
         logits: Packed window logits, (B, R, V); group g fills its first ``stop - loss_start`` rows.
         groups: The groups of the batch.
         rows: T, the length of the full sequence.
-        fill: What all other rows hold.
+        outside_value: What all other rows hold.
 
     Returns:
         Logits of the full length, (B, T, V).
 
     Example:
         >>> group = WindowGroup(Window(1, 2), slice(0, 1), first=1, loss_start=1, stop=2)
-        >>> place_rows(torch.zeros(1, 1, 1), [group], 3, fill=float("nan")).flatten().tolist()
+        >>> place_rows(torch.zeros(1, 1, 1), [group], 3, outside_value=float("nan")).flatten().tolist()
         [nan, 0.0, nan]
     """
     parts = []
     for group in groups:
         length = group.stop - group.loss_start
         part = logits[group.samples, :length]
-        parts.append(F.pad(part, (0, 0, group.loss_start, rows - group.stop), value=fill))
+        parts.append(F.pad(part, (0, 0, group.loss_start, rows - group.stop), value=outside_value))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -243,7 +243,7 @@ class Engine:
         run.logits = None
         placeholder = self.head.placeholder
         if placeholder is None or self._inference or placeholder.dtype != packed.dtype:
-            placed = place_rows(packed, run.groups, run.rows, fill=self._other_rows)
+            placed = place_rows(packed, run.groups, run.rows, outside_value=self._other_rows)
             return self._returned(placed.view(*shape, -1))
         run.logits = tuple(packed[group.samples, : group.stop - group.loss_start] for group in run.groups)
         return self._returned(placeholder.expand(*shape, packed.shape[-1]))

@@ -73,7 +73,7 @@ class FrozenEngine(Engine):
             constants. The paper trains nothing of the context.
         recompute: Whether blocks are run again in the backward pass (activation checkpointing): the context's states
             are then kept until the step ends.
-        joint: How context keys and values reach the window's attention; through scaled dot-product attention by
+        context_kv: How context keys and values reach the window's attention; through scaled dot-product attention by
             default.
         name: What the engine is called in reports.
     """
@@ -86,7 +86,7 @@ class FrozenEngine(Engine):
         *,
         trains_keys: bool = False,
         recompute: bool = False,
-        joint: ContextKV | None = None,
+        context_kv: ContextKV | None = None,
         name: str = "frozen",
     ) -> None:
         patches = [PatchedMethod(block, "forward", partial(self._block, index)) for index, block in enumerate(blocks)]
@@ -95,7 +95,7 @@ class FrozenEngine(Engine):
         self.recompute = recompute or any(checkpoints_itself(block) for block in blocks)
         self.last = len(blocks) - 1
         self._blocks = list(blocks)
-        self._joint = joint or AttentionContextKV()
+        self._context_kv = context_kv or AttentionContextKV()
         self._adapted = [
             [MinGPTAttention(part) for part in block.modules() if is_mingpt_attention(part)] for block in blocks
         ]
@@ -181,9 +181,9 @@ class FrozenEngine(Engine):
                 run.attentions = len(kept.pairs)
             if passed is not None:
                 run.contexts[index + 1, number] = passed.detach()
-            output = self._joint.run_window(partial(call, window, first, group.stop), kept, group.stop - first)
+            output = self._context_kv.run_window(partial(call, window, first, group.stop), kept, group.stop - first)
         else:
-            output = self._joint.run_without_context(partial(call, window, first, group.stop), kept)
+            output = self._context_kv.run_without_context(partial(call, window, first, group.stop), kept)
         if index == self.last:
             # What stands between blocks and head, and may count on T rows, gets T rows.
             before, after = group.loss_start, run.rows - group.stop
@@ -205,7 +205,7 @@ class FrozenEngine(Engine):
     def _context_pass(self, call: Callable[..., Any], kept: ContextCache, device: str) -> torch.Tensor | None:
         try:
             with torch.set_grad_enabled(self.trains_keys and torch.is_grad_enabled()), _autocast_without_cache(device):
-                output = self._joint.run_context(call, kept)
+                output = self._context_kv.run_context(call, kept)
         except AttentionReachedError:
             return None
         return take_hidden((output,) if isinstance(output, torch.Tensor) else tuple(output), {})

@@ -67,13 +67,13 @@ class DryRun:
     Args:
         module: The LightningModule.
         step: Runs its training step on the batch at hand.
-        quiet: Modules put into evaluation mode during the runs (the parts of the blocks).
+        evaluated: Modules put into evaluation mode during the runs (the parts of the blocks).
     """
 
-    def __init__(self, module: nn.Module, step: Callable[[], Any], *, quiet: list[nn.Module]) -> None:
+    def __init__(self, module: nn.Module, step: Callable[[], Any], *, evaluated: list[nn.Module]) -> None:
         self.module = module
         self.step = step
-        self.quiet = quiet
+        self.evaluated = evaluated
 
     def run(
         self,
@@ -132,7 +132,7 @@ class DryRun:
             stack.enter_context(torch.random.fork_rng(devices=sorted(index for index in devices if index is not None)))
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")  # the step itself will say it
-            for part in self.quiet:
+            for part in self.evaluated:
                 part.training = False
             try:
                 yield

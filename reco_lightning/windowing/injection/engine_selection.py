@@ -107,7 +107,7 @@ def build_engine(
         raise MisconfigurationException(f"{kind} take states of more dimensions than (B, T, D), which cannot be cut")
     if name == "prefix":
         return DetachedEngine(blocks, head, layout, fixed_length=False)
-    joint: ContextKV = AttentionContextKV()
+    context_kv: ContextKV = AttentionContextKV()
     if name == "cache":
         argument, *others = set(map(find_cache_argument, blocks))
         if argument is None or others:
@@ -115,7 +115,7 @@ def build_engine(
                 f"{kind} do not all take a key/value cache by one of the names {', '.join(CACHE_ARGUMENTS)}, as layers "
                 "of transformers do"
             )
-        joint = CacheContextKV(argument)
+        context_kv = CacheContextKV(argument)
     elif trace.recomputes_parts:
         raise MisconfigurationException(
             f"{kind} checkpoint their attention inside themselves, where a recomputation would not see the window; "
@@ -127,7 +127,13 @@ def build_engine(
             "transformers: attn_implementation='sdpa')"
         )
     return FrozenEngine(
-        blocks, head, layout, trains_keys=context == "keys", recompute=trace.recomputed, joint=joint, name=name
+        blocks,
+        head,
+        layout,
+        trains_keys=context == "keys",
+        recompute=trace.recomputed,
+        context_kv=context_kv,
+        name=name,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-__all__ = ["RowEvidence", "find_tail"]
+__all__ = ["RowEvidence", "find_trailing_rows", "row_origins"]
 
 
 @dataclass
@@ -48,7 +48,37 @@ class RowEvidence:
         return False if any(bool((first != first[0]).any()) for first in firsts) else None
 
 
-def find_tail(
+def row_origins(logits: torch.Tensor, source: torch.Tensor, batch: int, length: int) -> list[tuple[int, int, int]]:
+    """Finds for some loss rows the row of the head's output that each comes from.
+
+    Args:
+        logits: What the loss was given, (B * L, V) or (B, V, ...), with a graph.
+        source: The head's output, (B, ..., V).
+        batch: B, the size of the batch.
+        length: L, loss rows of a sample.
+
+    Returns:
+        Triples (sample, loss row, network row); the last is far below 0 where a row comes from several, or another sample.
+    """
+    view = logits.view(batch, length, -1) if logits.ndim == 2 else logits.flatten(2).transpose(1, 2)
+    places: list[tuple[int, int, int]] = []
+    for sample, row in {
+        (0, 0),
+        (0, length // 3),
+        (batch - 1, length // 2),
+        (batch - 1, length - 1),
+        (batch // 2, length // 5),
+    }:
+        # uneven weights: the plain sum of what a norm behind the head returns has no gradient
+        weighted = view[sample, row] @ torch.linspace(1, 2, view.shape[-1], dtype=view.dtype, device=view.device)
+        (gradient,) = torch.autograd.grad(weighted, source, retain_graph=True)
+        touched = gradient.abs().amax(dim=-1).flatten(1).nonzero().tolist()
+        place = touched[0][1] if len(touched) == 1 and touched[0][0] == sample else -(len(places) + 2) * length
+        places.append((sample, row, place))
+    return sorted(places)
+
+
+def find_trailing_rows(
     counted: torch.Tensor,
     *,
     rows: int,
@@ -81,7 +111,8 @@ def find_tail(
 
     Example:
         >>> counted = torch.tensor([True] * 5 + [False] * 3)  # a short clip
-        >>> find_tail(counted, rows=8, offset=0, tokens=8, prefix=1, evidence=RowEvidence(), batch=1, classes=4)
+        >>> sizes = {"rows": 8, "offset": 0, "tokens": 8, "prefix": 1, "batch": 1, "classes": 4}
+        >>> find_trailing_rows(counted, evidence=RowEvidence(), **sizes)
         0
     """
     length, sizes = len(counted), f"the sampler's frame_blocks x tokens_per_block = {tokens}"
@@ -91,13 +122,18 @@ def find_tail(
     behind = rows - offset - length  # rows after the one that feeds the last loss row
     last = behind + length - 1 - places[-1]  # the same of the last row whose target counts
     if prefix is not None:
-        tail = rows - prefix - tokens + 1
-        if tail < 0 or last < tail or prefix - 1 + (prefix == 0) < offset or offset + length < prefix - 1 + tokens:
+        trailing_rows = rows - prefix - tokens + 1
+        if (
+            trailing_rows < 0
+            or last < trailing_rows
+            or prefix - 1 + (prefix == 0) < offset
+            or offset + length < prefix - 1 + tokens
+        ):
             raise ValueError(
                 f"the network's sequence of {rows} rows has room for {rows - last + 1 - prefix} video tokens behind "
                 f"prefix_tokens={prefix}, but {sizes}; make them agree"
             )
-        return tail
+        return trailing_rows
     padded = max((end for end, value in evidence.ends if value == ignore_index and not counted[-end:].any()), default=0)
     own = length - padded
     if own == tokens:

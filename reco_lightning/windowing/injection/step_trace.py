@@ -20,7 +20,7 @@ from reco_lightning.windowing.injection.attention_watch import AttentionWatch, u
 from reco_lightning.windowing.injection.autograd_graph import depends, is_copied, reaches_parameter
 from reco_lightning.windowing.injection.dry_run import DryRun, StepEndedError
 from reco_lightning.windowing.injection.other_uses import OtherUses
-from reco_lightning.windowing.injection.row_alignment import RowEvidence, find_tail
+from reco_lightning.windowing.injection.row_alignment import RowEvidence, find_trailing_rows, row_origins
 from reco_lightning.windowing.losses.cross_entropy import loss_rows
 from reco_lightning.windowing.rows import RowLayout
 
@@ -53,7 +53,7 @@ class Trace:
         blocks: Name of the list of blocks.
         head: Name of the module that makes the logits.
         rows: T, the length of the network's sequence.
-        tail: Rows after the one that predicts the last video token.
+        trailing_rows: Rows after the one that predicts the last video token.
         prefix: P where the user says it, which then holds for every batch.
         rows_after_loss: Rows after the one that feeds the last loss row.
         call: Which call of ``F.cross_entropy`` in the step is the network's, counted from 0.
@@ -76,7 +76,7 @@ class Trace:
     blocks: str
     head: str
     rows: int
-    tail: int
+    trailing_rows: int
     prefix: int | None
     rows_after_loss: int
     call: int
@@ -96,7 +96,7 @@ class Trace:
 
     def layout(self, tokens: int) -> RowLayout:
         """Where ``tokens`` video tokens lie in the sequence."""
-        return RowLayout(tokens, self.tail, self.prefix)
+        return RowLayout(tokens, self.trailing_rows, self.prefix)
 
 
 @dataclass
@@ -327,18 +327,18 @@ class _Recorder:
         except ValueError as error:
             self.problems.append(str(error))
             return
-        places = _places(logits, head.output, batch, length)
-        offsets = {place - row for _, row, place in places}
+        origins = row_origins(logits, head.output, batch, length)
+        offsets = {origin - row for _, row, origin in origins}
         if len(offsets) != 1:
             self.problems.append(
-                f"loss rows and rows of the network are not in one order: (sample, loss row, network row) {places}; "
+                f"loss rows and rows of the network are not in one order: (sample, loss row, network row) {origins}; "
                 "windows need the loss over the tokens in the order of the sequence"
             )
             return
         offset = offsets.pop()
         counted = (target.reshape(batch, length) != ignore_index).any(dim=0)
         try:
-            tail = find_tail(
+            trailing_rows = find_trailing_rows(
                 counted,
                 rows=rows,
                 offset=offset,
@@ -359,7 +359,7 @@ class _Recorder:
             blocks=stack.name,
             head=head.name,
             rows=rows,
-            tail=tail,
+            trailing_rows=trailing_rows,
             prefix=self.overrides.prefix_tokens,
             rows_after_loss=rows - length - offset,
             call=call,
@@ -385,26 +385,6 @@ def _classes(logits: torch.Tensor) -> int:
 
 def _holds(outer: str, inner: str) -> bool:
     return inner == outer or inner.startswith(f"{outer}.")
-
-
-def _places(logits: torch.Tensor, source: torch.Tensor, batch: int, length: int) -> list[tuple[int, int, int]]:
-    """For some loss rows the row of the head's output that each comes from: (sample, loss row, network row)."""
-    view = logits.view(batch, length, -1) if logits.ndim == 2 else logits.flatten(2).transpose(1, 2)
-    places: list[tuple[int, int, int]] = []
-    for sample, row in {
-        (0, 0),
-        (0, length // 3),
-        (batch - 1, length // 2),
-        (batch - 1, length - 1),
-        (batch // 2, length // 5),
-    }:
-        # uneven weights: the plain sum of what a norm behind the head returns has no gradient
-        weighted = view[sample, row] @ torch.linspace(1, 2, view.shape[-1], dtype=view.dtype, device=view.device)
-        (gradient,) = torch.autograd.grad(weighted, source, retain_graph=True)
-        touched = gradient.abs().amax(dim=-1).flatten(1).nonzero().tolist()
-        place = touched[0][1] if len(touched) == 1 and touched[0][0] == sample else -(len(places) + 2) * length
-        places.append((sample, row, place))
-    return sorted(places)
 
 
 def trace_step(
@@ -437,8 +417,10 @@ def trace_step(
             f"blocks={overrides.blocks!r}; a ModuleList or Sequential of like modules was sought, these exist: "
             f"{list(block_stacks(module)) or 'none'}; set blocks= to the name of one"
         )
-    quiet = [part for blocks in stacks.values() for block in blocks for part in block.modules() if part is not block]
-    dry_run = DryRun(module, step, quiet=quiet)
+    evaluated = [
+        part for blocks in stacks.values() for block in blocks for part in block.modules() if part is not block
+    ]
+    dry_run = DryRun(module, step, evaluated=evaluated)
     recorder = _Recorder(module, stacks, tokens, overrides)
     remove = recorder.watch()
     try:

@@ -28,19 +28,19 @@ def attend(rows, **kwargs):
     return scaled_dot_product_attention(states(rows), states(rows), states(rows), is_causal=True)
 
 
-@pytest.mark.parametrize("joint", [AttentionContextKV(), CacheContextKV("cache")])
-def test_a_window_that_attends_otherwise_than_its_context_is_refused(joint):
+@pytest.mark.parametrize("context_kv", [AttentionContextKV(), CacheContextKV("cache")])
+def test_a_window_that_attends_otherwise_than_its_context_is_refused(context_kv):
     kept = ContextCache(CONTEXT)
     kept.pairs.append((states(CONTEXT), states(CONTEXT)))
     with pytest.raises(RuntimeError, match=r"attended 1 times over its context and 0 times over its window"):
-        joint.run_window(lambda **_: states(WINDOW), kept, WINDOW)
+        context_kv.run_window(lambda **_: states(WINDOW), kept, WINDOW)
 
 
 def test_a_window_attends_over_both():
-    joint, kept = AttentionContextKV(), ContextCache(CONTEXT)
+    context_kv, kept = AttentionContextKV(), ContextCache(CONTEXT)
     with torch.no_grad():
-        joint.run_context(lambda: attend(CONTEXT), kept)
-    own = joint.run_window(lambda: attend(WINDOW), kept, WINDOW)
+        context_kv.run_context(lambda: attend(CONTEXT), kept)
+    own = context_kv.run_window(lambda: attend(WINDOW), kept, WINDOW)
     keys = torch.cat([states(CONTEXT), states(WINDOW)], dim=2)
     scores = states(WINDOW) @ keys.mT / 2
     later = torch.ones(WINDOW, CONTEXT + WINDOW, dtype=torch.bool).triu(CONTEXT + 1)

@@ -68,7 +68,7 @@ def end(*args, **kwargs):
 
 
 def dry_run(module, *, quiet=()):
-    return DryRun(module, lambda: module.training_step(torch.ones(6, 4), 0), quiet=list(quiet))
+    return DryRun(module, lambda: module.training_step(torch.ones(6, 4), 0), evaluated=list(quiet))
 
 
 def snapshot(module):
@@ -155,7 +155,7 @@ def test_no_except_of_the_users_holds_the_end_up():
         except Exception:
             pytest.fail("caught")
 
-    assert DryRun(module, step, quiet=[]).run(end) is None
+    assert DryRun(module, step, evaluated=[]).run(end) is None
 
 
 @pytest.mark.parametrize("existing", [False, True])
