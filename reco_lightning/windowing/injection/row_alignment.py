@@ -58,7 +58,7 @@ def row_origins(logits: torch.Tensor, source: torch.Tensor, batch: int, length: 
         length: L, loss rows of a sample.
 
     Returns:
-        Triples (sample, loss row, network row); the last is far below 0 where a row comes from several, or another sample.
+        Triples (sample, loss row, network row); the last is far below 0 where a row comes from several or another one.
     """
     view = logits.view(batch, length, -1) if logits.ndim == 2 else logits.flatten(2).transpose(1, 2)
     places: list[tuple[int, int, int]] = []
