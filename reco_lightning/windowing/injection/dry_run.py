@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
+from torchmetrics import Metric
 
 from reco_lightning.windowing.engines.attention import AttentionCall
 from reco_lightning.windowing.engines.interception import FunctionInterceptor
@@ -121,7 +122,7 @@ class DryRun:
     @contextmanager
     def _restored(self) -> Iterator[None]:
         module = self.module
-        restores = [_remember(part, root=part is module) for part in module.modules()]
+        restores = [_remember(part, tensors=part is module or isinstance(part, Metric)) for part in module.modules()]
         weights = [
             (name, parameter, parameter.requires_grad, parameter._version, _copy_of(parameter.grad))
             for name, parameter in module.named_parameters()
@@ -164,20 +165,22 @@ def _copy_of(tensor: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.Te
     return tensor, None if tensor is None else tensor.detach().clone()
 
 
-def _remember(owner: nn.Module, *, root: bool) -> Callable[[], None]:
+def _remember(owner: nn.Module, *, tensors: bool) -> Callable[[], None]:
     """Notes what a module holds; the result puts it back.
 
-    Plain tensors are left alone in all but the LightningModule: sharding keeps weights in such places.
+    Plain tensors are left alone in all but the LightningModule and metrics: sharding keeps weights in such places.
     """
 
     def is_own(name: str, value: Any) -> bool:
-        return name not in _INTERNALS and (root or not isinstance(value, torch.Tensor))
+        return name not in _INTERNALS and (tensors or not isinstance(value, torch.Tensor))
 
     attributes = {name: value for name, value in vars(owner).items() if is_own(name, value)}
     known = set(vars(owner))
     containers = (list, dict, OrderedDict, set, deque)
     contents = [(value, copy.copy(value)) for value in attributes.values() if type(value) in containers]
     buffers = [_copy_of(buffer) for buffer in owner._buffers.values() if buffer is not None]
+    if isinstance(owner, Metric):  # which adds to its states in place
+        buffers += [_copy_of(value) for value in attributes.values() if isinstance(value, torch.Tensor)]
     sources = [(value, _get_state(value)) for value in attributes.values() if isinstance(value, _SOURCES)]
 
     def restore() -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchmetrics import CatMetric, MeanMetric
 
 from reco_lightning.windowing.injection.dry_run import DryRun, InertOptimizer, StepEndedError
 
@@ -337,3 +338,18 @@ def test_a_step_that_changes_weights_is_an_error_that_names_them():
     for kept in (before, after):
         kept["state"].pop("teacher.weight")
     assert_same(before, after)  # all else is put back even so
+
+
+def test_metrics_of_the_module_count_no_dry_run():
+    def step(module):
+        module.network.mean.update(torch.ones(3))
+        module.network.largest(torch.tensor([4.0, 2.0]))
+
+    module = Module(step)
+    module.network.mean, module.network.largest = MeanMetric(), CatMetric()
+    module.network.mean.update(torch.tensor(3.0))
+    dry_run(module).run(F.cross_entropy)
+    assert module.network.mean.compute() == 3
+    assert module.network.mean.weight == 1
+    assert module.network.largest.update_count == 0
+    assert module.network.largest.value == []
