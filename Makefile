@@ -58,7 +58,7 @@ test-oldest: $(VENV)/dev.stamp  ## Run the tests with the oldest releases that p
 	$(OLDEST)/bin/python -m pip install --quiet -c $(OLDEST)/constraints.txt -e ".[$(DEV_EXTRAS)]"
 	$(call PYTEST,$(OLDEST)) -W ignore::DeprecationWarning -W ignore::FutureWarning -W "ignore:unclosed <socket:ResourceWarning" \
 		-W 'ignore:It looks like `register_random`'
-	PIP_CONSTRAINT=$(OLDEST)/constraints.txt tests/litdata/run.sh $(OLDEST)/bin/python
+	PIP_CONSTRAINT=$(OLDEST)/constraints.txt tests/litdata/run.sh $(OLDEST)/bin/python -W ignore::DeprecationWarning
 
 lint: $(VENV)/dev.stamp  ## Check format, style, types and the layers of the package
 	$(BIN)/ruff format --check .
