@@ -107,7 +107,7 @@ class PositionLossProfile(pl.Callback):
 
     @override
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draws, writes and logs; the processes' sums are joined."""
+        """Draws, writes and logs the profile; the processes' sums are joined."""
         if self._metric is None:
             return
         assert isinstance(pl_module, VideoModel)

@@ -196,7 +196,7 @@ class ReCoCallback(pl.Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """The engine and the modules that were chosen, so that a resumed run uses the same ones."""
+        """Returns the engine and the modules that were chosen, so that a resumed run uses the same ones."""
         state: dict[str, Any] = {"choice": self._choice} if self._choice else {}
         if self._losses is not None:
             state["losses"] = self._losses.state_dict()

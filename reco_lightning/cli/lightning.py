@@ -184,7 +184,7 @@ class ExplainCLI(RecoCLI):
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """A trainer without the config's devices and loggers: it is not used."""
+        """Returns a trainer without the config's devices and loggers: it is not used."""
         return L.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
 
 

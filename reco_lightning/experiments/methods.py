@@ -52,7 +52,7 @@ class Method:
             raise ValueError(f"options must be a mapping of arguments, or None, got {self.options!r}")
 
     def callback(self, frame_blocks: int, tokens_per_block: int, *, seed: int = 0) -> ReCoCallback | None:
-        """The callback for a grid of tokens.
+        """Returns the callback for a grid of tokens.
 
         Args:
             frame_blocks: K, frame blocks of a video.
@@ -71,7 +71,7 @@ class Method:
         return ReCoCallback(sampler, **self.options)
 
     def changed(self, name: str, **changes: Any) -> Method:
-        """The method with other arguments, of the sampler or of the callback, under another name.
+        """Returns the method with other arguments, of the sampler or of the callback, under another name.
 
         Args:
             name: Its name in tables.

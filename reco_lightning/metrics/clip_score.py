@@ -44,11 +44,11 @@ class PictureTextEncoder(Protocol):
         ...
 
     def pictures(self, frames: Tensor, device: torch.device) -> Tensor:
-        """Vectors of frames uint8 (n, 3, H, W), (n, D) on ``device``."""
+        """Returns the vectors of frames uint8 (n, 3, H, W), (n, D) on ``device``."""
         ...
 
     def texts(self, texts: Sequence[str], device: torch.device) -> Tensor:
-        """Vectors of n texts, (n, D) on ``device``."""
+        """Returns the vectors of n texts, (n, D) on ``device``."""
         ...
 
 
@@ -126,7 +126,7 @@ class CLIP:
 
     @torch.no_grad()
     def pictures(self, frames: Tensor, device: torch.device) -> Tensor:
-        """Vectors of pictures.
+        """Returns the vectors of pictures.
 
         Args:
             frames: uint8, (n, 3, H, W), 0 to 255.
@@ -145,7 +145,7 @@ class CLIP:
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str], device: torch.device) -> Tensor:
-        """Vectors of texts; what is longer than the network takes (77 tokens in OpenAI's) is cut off.
+        """Returns the vectors of texts; what is longer than the network takes (77 tokens in OpenAI's) is cut off.
 
         Args:
             texts: n texts.
@@ -279,7 +279,7 @@ class CLIPScore(Metric):
         return {"score": frame.mean(), "frame": frame}
 
     def record(self) -> dict[str, Any]:
-        """The score, and everything without which it means nothing; JSON values."""
+        """Returns the score, and everything without which it means nothing; JSON values."""
         value = {name: line.tolist() for name, line in self.compute().items()}
         with self.sync_context(dist_sync_fn=self.dist_sync_fn):
             clips = int(self.count)
@@ -288,7 +288,7 @@ class CLIPScore(Metric):
 
     @override
     def plot(self, val: Mapping[str, Tensor] | None = None, ax: Axes | None = None) -> tuple[Figure, Axes]:
-        """The score against the frame's place in the video.
+        """Draws the score against the frame's place in the video.
 
         Args:
             val: What ``compute`` returned; None computes.

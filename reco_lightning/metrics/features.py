@@ -120,7 +120,7 @@ class RandomConvFeatures(nn.Module):
 
     @torch.no_grad()
     def forward(self, clips: Tensor) -> Tensor:
-        """Clips (B, 3, T, H, W) uint8 to features (B, D) float32."""
+        """Maps clips (B, 3, T, H, W) uint8 to features (B, D) float32."""
         x = clips.float() / 127.5 - 1.0
         for weight in self.buffers():
             x = F.conv3d(x, weight, stride=(1, 2, 2), padding=1).relu()

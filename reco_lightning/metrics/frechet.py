@@ -239,7 +239,7 @@ class FrechetVideoDistance(MomentMetric):
         self.protocol, self.few = protocol, few
 
     def distance(self, real: Moments, generated: Moments) -> Tensor:
-        """The distance, from the sums of both sets; see `compute`."""
+        """Returns the distance, from the sums of both sets; see `compute`."""
         if self.few == "error" and min(real.clips, generated.clips) < self.width:
             raise ValueError(
                 f"clips of each kind must be {self.width} or more, as many as features, got {real.clips} real and "
@@ -276,6 +276,6 @@ class RandomFeatureDistance(MomentMetric):
         super().__init__(RandomConvFeatures(seed=seed), frames=frames, width=None, settings=settings, **kwargs)
 
     def distance(self, real: Moments, generated: Moments) -> Tensor:
-        """The distance, from the sums of both sets; see `compute`."""
+        """Returns the distance, from the sums of both sets; see `compute`."""
         self._warn_few(real, generated)
         return frechet_from_moments(real, generated)

@@ -162,7 +162,7 @@ class IntervalMetric(Metric):
 
     @abstractmethod
     def measure(self, videos: Tensor) -> Tensor:
-        """Values of each video at each distance, (B, K) float64."""
+        """Returns the values of each video at each distance, (B, K) float64."""
 
     @override
     def update(self, videos: Tensor, real: bool) -> None:
@@ -210,7 +210,7 @@ class IntervalMetric(Metric):
         return {"real": real, "generated": generated, "gap": generated - real}
 
     def record(self) -> dict[str, Any]:
-        """The curves, and everything without which they mean nothing; JSON values."""
+        """Returns the curves, and everything without which they mean nothing; JSON values."""
         value = {name: line.reshape(-1).tolist() for name, line in self.compute().items()}
         with self.sync_context(dist_sync_fn=self.dist_sync_fn):
             (real, generated), (frames, *size) = self.counts.tolist(), self.shape.tolist()
@@ -226,7 +226,7 @@ class IntervalMetric(Metric):
 
     @override
     def plot(self, val: Mapping[str, Tensor] | None = None, ax: Axes | None = None) -> tuple[Figure, Axes]:
-        """Both curves against the distance.
+        """Draws both curves against the distance.
 
         Args:
             val: What ``compute`` returned; None computes.
@@ -272,7 +272,7 @@ class IntervalPSNR(IntervalMetric):
 
     @override
     def measure(self, videos: Tensor) -> Tensor:
-        """``interval_psnr`` of each video, (B, K)."""
+        """Returns ``interval_psnr`` of each video, (B, K)."""
         return interval_psnr(videos, self.intervals, pairs=self.pairs)
 
 

@@ -130,5 +130,5 @@ class PolynomialVideoMMD(MomentMetric):
         self.unbiased = unbiased
 
     def distance(self, real: Moments, generated: Moments) -> Tensor:
-        """The distance, from the sums of both sets; see `compute`."""
+        """Returns the distance, from the sums of both sets; see `compute`."""
         return mmd_from_moments(real, generated, unbiased=self.unbiased)

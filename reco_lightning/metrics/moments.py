@@ -89,7 +89,7 @@ class Moments:
         return self.total / self.count
 
     def covariance(self, ddof: int) -> Tensor:
-        """Covariance, (D, D).
+        """Returns the covariance, (D, D).
 
         Args:
             ddof: 1 divides by N - 1, 0 by N.

@@ -112,10 +112,10 @@ class MomentMetric(Metric):
 
     @abstractmethod
     def distance(self, real: Moments, generated: Moments) -> Tensor:
-        """The distance, from the sums of both sets."""
+        """Returns the distance, from the sums of both sets."""
 
     def compute(self) -> Tensor:
-        """The distance, a scalar of float64.
+        """Returns the distance, a scalar of float64.
 
         Raises:
             ValueError: If there are too few clips of a kind.
@@ -130,7 +130,7 @@ class MomentMetric(Metric):
         return self.distance(real, generated)
 
     def moments(self, *, real: bool) -> Moments:
-        """The sums of one set; over all processes inside `compute`, of this process elsewhere."""
+        """Returns the sums of one set; over all processes inside `compute`, of this process elsewhere."""
         kind = "real" if real else "generated"
         sums = Moments(*(getattr(self, f"{kind}_{name}") for name in _SUMS))
         return sums if self._stored is None or not real else sums + self._stored
@@ -165,14 +165,14 @@ class MomentMetric(Metric):
         self.size = self._stored_size = tuple(about["size"]) if about.get("size") else self.size
 
     def record(self) -> dict[str, Any]:
-        """The distance, and everything without which it means nothing; JSON values."""
+        """Returns the distance, and everything without which it means nothing; JSON values."""
         value = float(self.compute())
         with self.sync_context(should_sync=self.sync_on_compute):
             counts = {kind: self.moments(real=kind == "real").clips for kind in ("real", "generated")}
         return {"metric": type(self).__name__, "value": value, "clips": counts, **self._about(self.size)}
 
     def describe(self) -> str:
-        """The distance in one line, with protocol, numbers of clips, frames and weights."""
+        """Returns the distance in one line, with protocol, numbers of clips, frames and weights."""
         record = self.record()
         return f"{record['metric']} {record['value']:.4f} | {self._label(record['clips'])}"
 

@@ -106,7 +106,7 @@ class MotionGroups(Metric):
 
     @override
     def compute(self) -> dict[str, Any]:
-        """The metric of each group, and how many videos it rests on.
+        """Returns the metric of each group, and how many videos it rests on.
 
         Returns:
             By group what the metric computes, NaN for groups with too few videos; ``real_count`` and
@@ -140,7 +140,7 @@ class MotionGroups(Metric):
         raise NotImplementedError("MotionGroups measures sets of videos, not batches; call update() and compute()")
 
     def record(self) -> dict[str, Any]:
-        """The metric of each group, and what it rests on; JSON values, None for groups with too few videos."""
+        """Returns the metric of each group, and what it rests on; JSON values, None for groups with too few videos."""
         found = self.compute()
         counts = {kind: found[f"{kind}_count"].tolist() for kind in ("real", "generated")}
         values = {name: float(found[name]) for name in GROUPS}
@@ -157,7 +157,7 @@ class MotionGroups(Metric):
     def plot(
         self, val: Mapping[str, Any] | None = None, ax: Axes | None = None, *, y_label: str = "distance to real data"
     ) -> tuple[Figure, Axes]:
-        """A bar for each group, with the numbers of videos under it.
+        """Draws a bar for each group, with the numbers of videos under it.
 
         Args:
             val: What ``compute`` returned; None computes. The metric's values are single numbers.

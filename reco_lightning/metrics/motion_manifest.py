@@ -71,7 +71,7 @@ class MotionManifest:
     farneback: Mapping[str, Any] = field(default_factory=lambda: dict(FARNEBACK))
 
     def groups(self, names: Sequence[str]) -> Tensor:
-        """Number of the group in ``GROUPS`` of each named clip.
+        """Returns the number of the group in ``GROUPS`` of each named clip.
 
         Args:
             names: n names.
@@ -90,7 +90,7 @@ class MotionManifest:
         return motion_group(torch.tensor([self.flows[name] for name in names], dtype=torch.float64))
 
     def counts(self) -> dict[str, int]:
-        """Number of clips of each group, by its name."""
+        """Returns the number of clips of each group, by its name."""
         found = torch.bincount(self.groups(list(self.flows)), minlength=len(GROUPS)).tolist()
         return dict(zip(GROUPS, found, strict=True))
 

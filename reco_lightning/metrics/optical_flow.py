@@ -157,7 +157,7 @@ class IntervalOpticalFlow(IntervalMetric):
 
     @override
     def measure(self, videos: Tensor) -> Tensor:
-        """``interval_optical_flow`` of each video, (B, K)."""
+        """Returns ``interval_optical_flow`` of each video, (B, K)."""
         return interval_optical_flow(videos, self.intervals, pairs=self.pairs)
 
 

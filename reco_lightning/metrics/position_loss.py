@@ -152,7 +152,7 @@ class PositionLoss(Metric):
         }
 
     def record(self) -> dict[str, Any]:
-        """The losses, and what they rest on; JSON values, None where nothing counted."""
+        """Returns the losses, and what they rest on; JSON values, None where nothing counted."""
         value = {}
         for name, line in self.compute().items():
             numbers = [None if math.isnan(number) else number for number in line.reshape(-1).tolist()]
@@ -168,7 +168,7 @@ class PositionLoss(Metric):
         val: Mapping[str, Tensor] | Mapping[str, Mapping[str, Tensor]] | None = None,
         ax: Axes | None = None,
     ) -> tuple[Figure, Axes]:
-        """The loss against the place in the sequence, with the borders and means of the frame blocks.
+        """Draws the loss against the place in the sequence, with the borders and means of the frame blocks.
 
         Args:
             val: What ``compute`` returned, or that of several by the names for the legend; None computes.

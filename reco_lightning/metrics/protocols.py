@@ -77,7 +77,7 @@ class FVDProtocol:
         check_choice(("first", "centre"), place=self.place)
 
     def cut(self, clips: Tensor) -> Tensor:
-        """The frames that the protocol measures, of longer videos.
+        """Returns the frames that the protocol measures, of longer videos.
 
         Args:
             clips: (B, C, T, H, W), T no less than `frames`.
@@ -101,7 +101,7 @@ class FVDProtocol:
         return clips[:, :, start : start + self.frames]
 
     def describe(self) -> str:
-        """The protocol in one line."""
+        """Returns the protocol in one line."""
         where = " of the centre" if self.place == "centre" else ""
         divisor = "N" if self.ddof == 0 else "(N - 1)"
         return (

@@ -367,7 +367,7 @@ class VideoTransformer(nn.Module):
         cache: KeyValueCache | None = None,
         start: int | torch.Tensor = 0,
     ) -> torch.Tensor:
-        """Logits of the next token at every row.
+        """Returns the logits of the next token at every row.
 
         Args:
             tokens: Token ids, (B, n) int64 with n up to N; with a cache those from row ``start`` on.

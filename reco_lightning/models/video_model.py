@@ -125,7 +125,7 @@ class VideoModel(pl.LightningModule):
 
     @override
     def forward(self, tokens: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits for the tokens of full samples.
+        """Returns the logits for the tokens of full samples.
 
         Args:
             tokens: Token ids, (B, N) int64.
@@ -139,7 +139,7 @@ class VideoModel(pl.LightningModule):
 
     @override
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        """Cross-entropy over the whole sequence."""
+        """Returns the cross-entropy over the whole sequence."""
         tokens, labels = self._unpack(batch)
         if labels is not None and self.hparams["label_dropout"]:
             hidden = torch.rand(labels.shape, device=labels.device) < self.hparams["label_dropout"]
@@ -151,12 +151,12 @@ class VideoModel(pl.LightningModule):
 
     @override
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        """Cross-entropy over the whole sequence."""
+        """Returns the cross-entropy over the whole sequence."""
         return self._evaluate("val", batch)
 
     @override
     def test_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        """Cross-entropy over the whole sequence."""
+        """Returns the cross-entropy over the whole sequence."""
         return self._evaluate("test", batch)
 
     @override
@@ -211,7 +211,7 @@ class VideoModel(pl.LightningModule):
 
     @override
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig | OptimizerConfig:
-        """AdamW; the learning rate rises linearly during the warm-up."""
+        """Returns AdamW; the learning rate rises linearly during the warm-up."""
         return adamw_with_warmup(self)
 
     def _evaluate(self, stage: str, batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -136,13 +136,13 @@ class VideoTokenizer(Protocol):
     frame_aligned: bool
 
     def grid(self, frames: int, height: int, width: int) -> tuple[int, ...]:
-        """Shape (t, h, w) or (N,) of the ids of a clip of T frames of H x W pixels; ValueError if there are none."""
+        """Returns the shape, (t, h, w) or (N,), of the ids of a clip of T frames, H x W; else a ValueError."""
         ...
 
     def encode(self, video: Tensor) -> Tensor:
-        """Clips (B, 3, T, H, W), floating point in [-1, 1], to ids (B, t, h, w) or (B, N) int64; no gradient."""
+        """Encodes clips (B, 3, T, H, W), floating point in [-1, 1], to ids int64, (B, t, h, w) or (B, N)."""
         ...
 
     def decode(self, ids: Tensor, *, clamp: bool = False) -> Tensor:
-        """Ids (B, t, h, w) or (B, N) to clips (B, 3, T, H, W) on the [-1, 1] scale, clipped to it by `clamp`."""
+        """Decodes ids (B, t, h, w) or (B, N) to clips (B, 3, T, H, W) on the [-1, 1] scale; `clamp` clips them."""
         ...

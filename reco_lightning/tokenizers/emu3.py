@@ -112,7 +112,7 @@ class Emu3Tokenizer(FrozenNetwork):
         return cls(model.float(), **{key: stored[key] for key in ("image_mean", "image_std") if stored.get(key)})
 
     def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Shape (t, h, w) of the ids of a clip.
+        """Returns the shape (t, h, w) of the ids of a clip.
 
         Args:
             frames: T, a multiple of temporal_stride: other clips would quietly lose their last frames.
@@ -133,7 +133,7 @@ class Emu3Tokenizer(FrozenNetwork):
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
-        """Clips to ids.
+        """Encodes clips to ids.
 
         Args:
             video: Floating point (B, 3, T, H, W) in [-1, 1].
@@ -152,7 +152,7 @@ class Emu3Tokenizer(FrozenNetwork):
 
     @torch.no_grad()
     def decode(self, ids: Tensor, *, clamp: bool = False) -> Tensor:
-        """Ids to clips.
+        """Decodes ids to clips.
 
         Args:
             ids: Integer (B, t, h, w), 0 to codebook_size - 1; any t, h, w from 1.

@@ -83,7 +83,7 @@ class CausalConv3d(nn.Conv3d):
         self.past = time - 1
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, T, H, W) to (B, C', 1 + (T - 1) / stride, H', W')."""
+        """Maps (B, C, T, H, W) to (B, C', 1 + (T - 1) / stride, H', W')."""
         if self.past:
             x = torch.cat([x[:, :, :1].expand(-1, -1, self.past, -1, -1), x], dim=2)
         return super().forward(x)
@@ -93,7 +93,7 @@ class FrameNorm(nn.GroupNorm):
     """Group normalisation of every frame by itself, so that statistics do not carry the future into the past."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, T, H, W) to the same shape."""
+        """Maps (B, C, T, H, W) to the same shape."""
         batch, channels, frames, height, width = x.shape
         x = x.transpose(1, 2).reshape(batch * frames, channels, height, width)
         return super().forward(x).view(batch, frames, channels, height, width).transpose(1, 2)
@@ -116,7 +116,7 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]  # nn.Conv3d types its bias as optional
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, T, H, W) to the same shape."""
+        """Maps (B, C, T, H, W) to the same shape."""
         return x + self.out(F.silu(self.mix(F.silu(self.norm(x)))))
 
 
@@ -137,7 +137,7 @@ class Unpatch(nn.Module):
         self.conv = CausalConv3d(in_channels, out_channels * time * space * space, kernel)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, t, h, w) to (B, C', 1 + (t - 1) * time, h * space, w * space)."""
+        """Maps (B, C, t, h, w) to (B, C', 1 + (t - 1) * time, h * space, w * space)."""
         return unpatch(self.conv(x), time=self.time, space=self.space)
 
 

@@ -103,7 +103,7 @@ class VidTokTokenizer(FrozenNetwork):
         return cls(model.float())
 
     def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Shape (t, h, w) of the ids of a clip.
+        """Returns the shape (t, h, w) of the ids of a clip.
 
         Args:
             frames: T; causal: 1 + a multiple of temporal_stride; otherwise a multiple of 16.
@@ -121,7 +121,7 @@ class VidTokTokenizer(FrozenNetwork):
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
-        """Clips to ids.
+        """Encodes clips to ids.
 
         Args:
             video: Floating point (B, 3, T, H, W) in [-1, 1].
@@ -144,7 +144,7 @@ class VidTokTokenizer(FrozenNetwork):
 
     @torch.no_grad()
     def decode(self, ids: Tensor, *, clamp: bool = False) -> Tensor:
-        """Ids to clips.
+        """Decodes ids to clips.
 
         Args:
             ids: Integer (B, t, h, w), 0 to codebook_size - 1; any h, w from 1, and t as `grid` gives it.

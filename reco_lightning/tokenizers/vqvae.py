@@ -194,7 +194,7 @@ class VQVAE(L.LightningModule):
         self.quantizer.codebook = F.normalize(torch.randn(codebook_size, code_dim), dim=-1)
 
     def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Shape (t, h, w) of the ids of a clip.
+        """Returns the shape (t, h, w) of the ids of a clip.
 
         Args:
             frames: T, 1 + a multiple of 4.
@@ -210,7 +210,7 @@ class VQVAE(L.LightningModule):
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
-        """Clips to ids; the same in train and eval mode, and nothing is updated.
+        """Encodes clips to ids; the same in train and eval mode, and nothing is updated.
 
         Args:
             video: Floating point (B, 3, T, H, W) in [-1, 1].
@@ -233,7 +233,7 @@ class VQVAE(L.LightningModule):
 
     @torch.no_grad()
     def decode(self, ids: Tensor, *, clamp: bool = False) -> Tensor:
-        """Ids to clips; the same in train and eval mode.
+        """Decodes ids to clips; the same in train and eval mode.
 
         Args:
             ids: Integer (B, t, h, w), 0 to codebook_size - 1; any t, h, w from 1.
@@ -269,7 +269,7 @@ class VQVAE(L.LightningModule):
 
     @override
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Reconstruction and commitment loss of a batch {"video": uint8 (B, T, H, W, 3)}."""
+        """Returns the reconstruction and commitment loss of a batch {"video": uint8 (B, T, H, W, 3)}."""
         video = to_unit_range(batch["video"])
         self.grid(*video.shape[2:])
         features = self.encoder(video).movedim(1, -1)  # (B, t, h, w, D)
@@ -293,7 +293,7 @@ class VQVAE(L.LightningModule):
 
     @override
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Quality of what a model trained on the ids could at best show."""
+        """Returns the quality of what a model trained on the ids could at best show."""
         video = to_unit_range(batch["video"])
         decoded = self.decode(self.encode(video))
         self.log_dict(
@@ -305,7 +305,7 @@ class VQVAE(L.LightningModule):
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with warm-up and, if asked for, linear decay, per step."""
+        """Returns AdamW with warm-up and, if asked for, linear decay, per step."""
         options: dict[str, Any] = dict(self.hparams)
         optimizer = torch.optim.AdamW(
             [*self.encoder.parameters(), *self.decoder.parameters()],

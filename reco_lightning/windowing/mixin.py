@@ -168,7 +168,7 @@ class ReCoMixin:
         )
 
     def reco_loss(self, step: WindowStep) -> torch.Tensor:
-        """Cross-entropy over the windows' tokens plus weighted continuity (Eq. 11).
+        """Returns the cross-entropy over the windows' tokens plus weighted continuity (Eq. 11).
 
         Args:
             step: What ``windowed`` returned.

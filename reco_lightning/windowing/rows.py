@@ -105,7 +105,7 @@ class RowLayout:
     prefix_rows: int | None = None
 
     def prefix(self, rows: int) -> int:
-        """P, the rows in front of the video tokens in a sequence of ``rows`` rows."""
+        """Returns P, the rows in front of the video tokens in a sequence of ``rows`` rows."""
         if self.prefix_rows is not None:
             return self.prefix_rows
         return rows - self.trailing_rows - self.tokens + 1

@@ -88,7 +88,7 @@ class RunningLosses:
         self._sums, self._counts = {}, {}
 
     def probabilities(self, sampler: WindowSampler) -> list[float]:
-        """Probabilities of a sampler's windows; windows never met count as mean ones.
+        """Returns the probabilities of a sampler's windows; windows never met count as mean ones.
 
         Args:
             sampler: A sampler without a schedule.
@@ -105,7 +105,7 @@ class RunningLosses:
         return [share / sum(shares) for share in shares]
 
     def state_dict(self) -> dict[str, Any]:
-        """The running losses and those collected since the last update, as plain values."""
+        """Returns the running losses and those collected since the last update, as plain values."""
         return {
             "running": {(w.start, w.stop): loss for w, loss in self._running.items()},
             "collected": {(w.start, w.stop): (float(self._sums[w]), self._counts[w]) for w in self._sums},

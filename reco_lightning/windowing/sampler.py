@@ -160,7 +160,7 @@ class WindowSampler:
         return tuple(dict.fromkeys(window for _, sampler in self.stages for window in sampler.windows))
 
     def at(self, progress: float) -> WindowSampler:
-        """The sampler that holds when a share of the training is done.
+        """Returns the sampler that holds when a share of the training is done.
 
         Args:
             progress: Steps done over all steps, 0 to 1.

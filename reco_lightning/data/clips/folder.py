@@ -171,7 +171,7 @@ class VideoFolder(Dataset[VideoItem]):
         raise VideoError(self.root, "none of its videos can be read any more; is the disk still there?")
 
     def read(self, index: int) -> VideoItem:
-        """Read a clip, and never another one in its stead.
+        """Reads this clip, and never another one in its place.
 
         Args:
             index: Its place in `clips`.
@@ -195,7 +195,7 @@ class VideoFolder(Dataset[VideoItem]):
         return {"video": torch.from_numpy(pixels), "label": torch.tensor(clip.label), "index": index}
 
     def select(self, indices: Sequence[int]) -> VideoFolder:
-        """Make a dataset of some of the clips; stand-ins for files that go bad come from these clips alone.
+        """Makes a dataset of some of the clips; stand-ins for files that go bad come from these clips alone.
 
         Args:
             indices: Places in `clips`, in the order wanted.

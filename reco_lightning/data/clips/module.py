@@ -177,12 +177,12 @@ class VideoDataModule(L.LightningDataModule):
 
     @override
     def prepare_data(self) -> None:
-        """Scan the folder once per machine, so that other ranks find the answer in the cache."""
+        """Scans the folder once per machine, so that other ranks find the answer in the cache."""
         self.folder = self._open_folder()
 
     @override
     def setup(self, stage: str) -> None:
-        """Open the folder and split it.
+        """Opens the folder and splits it.
 
         Args:
             stage: `fit`, `validate`, `test` or `predict`; all see the same split.
@@ -200,7 +200,7 @@ class VideoDataModule(L.LightningDataModule):
 
     @override
     def train_dataloader(self) -> DataLoader[VideoItem]:
-        """Training clips, shuffled anew every epoch; a resumed run goes on in the middle of one."""
+        """Returns the training clips, shuffled anew every epoch; a resumed run goes on in the middle of one."""
         return ResumableDataLoader(
             self.train_set,
             self.batch_size,
@@ -214,12 +214,12 @@ class VideoDataModule(L.LightningDataModule):
 
     @override
     def val_dataloader(self) -> DataLoader[VideoItem] | list[DataLoader[VideoItem]]:
-        """Validation clips in order; no loader with `val_fraction=0`."""
+        """Returns the validation clips in order; no loader with `val_fraction=0`."""
         return self._loader(self.val_set) if len(self.val_set) else []
 
     @override
     def predict_dataloader(self) -> DataLoader[VideoItem]:
-        """All clips in order."""
+        """Returns all clips in order."""
         assert self.folder is not None  # setup ran
         return self._loader(self.folder)
 

@@ -169,7 +169,7 @@ class ResumableDataLoader(DataLoader[Item]):
             stream = stream[last - first :]
 
     def set_epoch(self, epoch: int) -> None:
-        """Turn to an epoch, as `LoaderState.announce` says; Lightning calls it through the sampler.
+        """Turns to an epoch, as `LoaderState.announce` says; Lightning calls it through the sampler.
 
         Args:
             epoch: From 0.
@@ -177,12 +177,12 @@ class ResumableDataLoader(DataLoader[Item]):
         self._passes.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader is, and what the order depends on; plain numbers, the same on all ranks."""
+        """Returns where the loader is, and what the order depends on; plain numbers, the same on all ranks."""
         place = self._passes.place
         return {"epoch": place.epoch, "start": place.start, "batches": place.batches, **self._signature()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a state: the next iteration serves what was left of its epoch.
+        """Goes on from a state: the next iteration serves what was left of its epoch.
 
         Args:
             state_dict: From `state_dict`.

@@ -127,7 +127,7 @@ class LoaderState:
     announced: bool = False
 
     def announce(self, epoch: int, epoch_batches: int) -> None:
-        """Turn to an epoch.
+        """Turns to an epoch.
 
         Args:
             epoch: From 0. The present one: its beginning, or, from a checkpoint, what is left of it. The next one: on
@@ -146,7 +146,7 @@ class LoaderState:
         self.epoch, self.announced = epoch, True
 
     def begin(self, total: int) -> range:
-        """Begin an iteration.
+        """Begins an iteration.
 
         Args:
             total: Batches per pass.

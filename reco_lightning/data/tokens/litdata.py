@@ -164,7 +164,7 @@ class LitTokenDataModule(L.LightningDataModule):
 
     @override
     def setup(self, stage: str) -> None:
-        """Read what the export holds; a `ValueError` if there is none, or, as in `TokenDataModule`, it does not fit."""
+        """Reads what the export holds; a `ValueError` if there is none, or it does not fit, as in `TokenDataModule`."""
         _litdata()
         with tempfile.TemporaryDirectory() as scratch:
             if _is_url(self.folder):
@@ -180,19 +180,19 @@ class LitTokenDataModule(L.LightningDataModule):
 
     @override
     def train_dataloader(self) -> LitTokenLoader:
-        """Training clips; those that do not fill a batch on every process are left out of the epoch."""
+        """Returns the training clips; those that do not fill a batch on every process are left out of the epoch."""
         self._refuse_misfit("fit")
         return self._loader("train", shuffle=self.shuffle)
 
     @override
     def val_dataloader(self) -> LitTokenLoader | list[LitTokenLoader]:
-        """Validation clips in order; no loader where the export holds out none."""
+        """Returns the validation clips in order; no loader where the export holds out none."""
         self._refuse_misfit("validate")  # again: the network may have been made after setup, in configure_model
         return self._loader("val", shuffle=False) if self._clips["val"] else []
 
     @override
     def test_dataloader(self) -> LitTokenLoader:
-        """The validation clips, or all clips where the export holds out none."""
+        """Returns the validation clips, or all clips where the export holds out none."""
         return self._loader("val" if self._clips["val"] else "train", shuffle=False)
 
     def _refuse_misfit(self, stage: str) -> None:

@@ -41,15 +41,15 @@ class LitTokenLoader:
         yield from self.loader
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin with this epoch, from 0; without effect once one was served or loaded, as the others follow."""
+        """Begins with this epoch, from 0; without effect once one was served or loaded, as the others follow."""
         self.loader.current_epoch = self.loader.current_epoch or epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader is: litdata's own state."""
+        """Returns where the loader is: litdata's own state."""
         return copy.deepcopy(self.loader.state_dict())  # litdata goes on writing into what it returns
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with what was left of an epoch; litdata refuses the state of another dataset, seed or order."""
+        """Goes on with what was left of an epoch; litdata refuses the state of another dataset, seed or order."""
         state = copy.deepcopy(state_dict)
         self.loader.load_state_dict(state)
         # workers have copies of the dataset: left to itself, this one would tell the next state_dict of epoch 1

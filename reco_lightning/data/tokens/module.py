@@ -212,13 +212,13 @@ class TokenDataModule(L.LightningDataModule):
 
     @override
     def prepare_data(self) -> None:
-        """Compare the checksums, once per machine, if `verify`."""
+        """Compares the checksums, once per machine, if `verify`."""
         if self.verify:
             TokenShards(self.folder).verify()
 
     @override
     def setup(self, stage: str) -> None:
-        """Open the shards and split them.
+        """Opens the shards and splits them.
 
         Args:
             stage: `fit`, `validate`, `test` or `predict`; all see the same split.
@@ -235,7 +235,7 @@ class TokenDataModule(L.LightningDataModule):
 
     @override
     def train_dataloader(self) -> ResumableDataLoader[TokenItem]:
-        """Training clips.
+        """Returns the training clips.
 
         Raises:
             ValueError: They do not fill a batch on every process, or do not fit the model or the windows.
@@ -265,18 +265,18 @@ class TokenDataModule(L.LightningDataModule):
 
     @override
     def val_dataloader(self) -> DataLoader[TokenItem] | list[DataLoader[TokenItem]]:
-        """Validation clips in order; no loader with `val_fraction=0`."""
+        """Returns the validation clips in order; no loader with `val_fraction=0`."""
         self._refuse_misfit("validate")  # again: the network may have been made after setup, in configure_model
         return self._in_order(self.val_set) if len(self.val_set) else []
 
     @override
     def test_dataloader(self) -> DataLoader[TokenItem]:
-        """The validation clips, or all clips with `val_fraction=0`: a folder of test tokens."""
+        """Returns the validation clips, or all clips with `val_fraction=0`: a folder of test tokens."""
         return self._in_order(self.val_set if len(self.val_set) else self.train_set)
 
     @override
     def predict_dataloader(self) -> DataLoader[TokenItem]:
-        """All clips in order."""
+        """Returns all clips in order."""
         return self._in_order(Subset(self.shards, range(len(self.shards))))
 
     def _refuse_misfit(self, stage: str) -> None:

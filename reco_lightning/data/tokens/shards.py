@@ -100,7 +100,7 @@ class TokenShards(Dataset[TokenItem]):
         return self.manifest.classes
 
     def table(self) -> npt.NDArray[np.int64]:
-        """Label and origin of every clip.
+        """Returns the label and origin of every clip.
 
         Returns:
             int64 (clips, 6): label, place of the file in `manifest.sources` (-1: not known), first frame, frame after
@@ -113,7 +113,7 @@ class TokenShards(Dataset[TokenItem]):
         return table
 
     def source(self, index: int) -> ClipSource | None:
-        """Where a clip comes from.
+        """Returns where a clip comes from.
 
         Args:
             index: Of the clip.
@@ -126,7 +126,7 @@ class TokenShards(Dataset[TokenItem]):
         return None if source < 0 else ClipSource(self.manifest.sources[source], start, stop, stride)
 
     def caption(self, index: int) -> str | None:
-        """The text of a clip.
+        """Returns the text of a clip.
 
         Args:
             index: Of the clip.
@@ -139,7 +139,7 @@ class TokenShards(Dataset[TokenItem]):
         return None if place < 0 else self.manifest.captions[place]
 
     def verify(self) -> None:
-        """Read every file once and compare its checksum with the manifest's.
+        """Reads every file once and compares its checksum with the manifest's.
 
         Raises:
             ValueError: A file differs; the message names it and both sums.

@@ -218,7 +218,7 @@ class TokenShardWriter:
         sources: Sequence[ClipSource] | None = None,
         captions: Sequence[str | None] | None = None,
     ) -> None:
-        """Add clips.
+        """Adds clips.
 
         Args:
             ids: Integers (n, t, h, w), or (n, N), 0 to V - 1.
@@ -255,7 +255,7 @@ class TokenShardWriter:
             self._write_shard(self.shard_size)
 
     def close(self) -> Path:
-        """Write what is left, then the manifest.
+        """Writes what is left, then the manifest.
 
         Returns:
             The folder.

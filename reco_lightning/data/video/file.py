@@ -92,7 +92,7 @@ class VideoFile:
         return read_pyav(self.path, indices, size=size) if clip is None else clip
 
     def stamp(self) -> list[int]:
-        """Size in bytes and time of change in ns; while both stay, `probe` would return the same."""
+        """Returns the size in bytes and time of change in ns; while both stay, `probe` would return the same."""
         status = os.stat(self.path)
         return [status.st_size, status.st_mtime_ns]
 

@@ -131,7 +131,7 @@ class FrameFolder:
         return np.stack([frame_pixels(scaler, frame, height=size[0], width=size[1]) for frame in frames])
 
     def read_file(self, name: str) -> bytes:
-        """Content of a file in the folder.
+        """Returns the content of a file in the folder.
 
         Args:
             name: Any file's, a picture's or not.
@@ -148,7 +148,7 @@ class FrameFolder:
             raise VideoError(self.path, f"{name} cannot be read: {error}") from error
 
     def stamp(self) -> list[int]:
-        """Size of all frames in bytes, and the latest time of change in ns; of the zip file where it lies in one."""
+        """Returns the size of all frames in bytes and the latest change in ns; in a zip file, that of the zip file."""
         if self._zip:
             return [sum(self._members[name].size for name in self.names), os.stat(self._zip).st_mtime_ns]
         states = [os.stat(os.path.join(self.path, name)) for name in self.names]

@@ -67,7 +67,7 @@ class Measurement:
     promised: float
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as a dictionary, for JSON."""
+        """Returns the same as a dictionary, for JSON."""
         return asdict(self)
 
 

@@ -110,7 +110,7 @@ class Recorder(L.Callback):
             self.validation.append((trainer.global_step, float(trainer.callback_metrics["val/loss"])))
 
     def step_seconds(self, sampler: WindowSampler | None = None) -> float:
-        """Typical time of a step in seconds: the median after the first steps.
+        """Returns the typical time of a step in seconds: the median after the first steps.
 
         Args:
             sampler: The windows of the run: the median is then taken per window and averaged by probability, since

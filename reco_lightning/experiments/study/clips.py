@@ -94,25 +94,25 @@ class ClipSource:
         self._train = tokens[evenly(range(len(tokens)), count)]
 
     def batch(self, start: int, stop: int) -> Tokens:
-        """Training clips, all of them in a new order in each pass."""
+        """Returns the training clips, all of them in a new order in each pass."""
         return self._train[shuffled(np.arange(start, stop), len(self._train), self.seed)]
 
     def known(self, count: int, blocks: int) -> Tokens:
-        """Clips of the videos' beginnings, evenly spread; all of them where there are fewer."""
+        """Returns the clips of the videos' beginnings, evenly spread; all of them where there are fewer."""
         tokens = self._tokens(blocks, held_out=False)
         return tokens[evenly(range(len(tokens)), count)]
 
     def held_out(self, count: int, blocks: int) -> Tokens:
-        """Clips of the videos' ends, evenly spread; all of them where there are fewer."""
+        """Returns the clips of the videos' ends, evenly spread; all of them where there are fewer."""
         tokens = self._tokens(blocks, held_out=True)
         return tokens[evenly(range(len(tokens)), count)]
 
     def reference(self, count: int, blocks: int) -> Tokens:
-        """Clips of the videos' beginnings: their ends show other scenes, and are farther from them than still clips."""
+        """Returns the clips of the videos' beginnings: their ends, other scenes, are farther away than still clips."""
         return self.known(count, blocks)
 
     def pixels(self, tokens: Tokens) -> npt.NDArray[np.float32]:
-        """Their frames, 0 to 1, grey and of 8 x 8 pixels: means of colours and of neighbours."""
+        """Returns their frames, 0 to 1, grey and of 8 x 8 pixels: means of colours and of neighbours."""
         parts = []
         with torch.inference_mode():
             for rows in torch.from_numpy(tokens).split(_ENCODED_TOGETHER):

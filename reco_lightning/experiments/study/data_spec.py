@@ -69,7 +69,7 @@ class DataSpec:
         return ", ".join(words)
 
     def changed(self, options: Mapping[str, Any]) -> DataSpec:
-        """The same with other values.
+        """Returns the same with other values.
 
         Raises:
             ValueError: If an option is unknown or out of its range.

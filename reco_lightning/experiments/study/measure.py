@@ -82,7 +82,7 @@ class FrechetSpace:
         self.floor = float(frechet_distance(held_out, self._project(known)))
 
     def distance(self, tokens: npt.NDArray[np.int64]) -> float:
-        """The distance of generated clips.
+        """Returns the distance of generated clips.
 
         Args:
             tokens: (n, N).

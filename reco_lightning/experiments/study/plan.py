@@ -98,7 +98,7 @@ class Line:
         return self.method.options is None and self.share == 1 and self.batch_size == BATCH_SIZE
 
     def spec(self, *, steps: int, seed: int, settings: Settings) -> RunSpec:
-        """The run of a seed."""
+        """Returns the run of a seed."""
         return RunSpec(
             self.data, self.method, self.batch_size, self.budget, self.share, steps, self.lengths, seed, settings
         )

@@ -71,11 +71,11 @@ class Row:
     records: dict[int, dict[str, Any]]
 
     def of(self, *names: str) -> Estimate | None:
-        """A measured number over the seeds; names lead into the record."""
+        """Returns a measured number over the seeds; names lead into the record."""
         return estimate([value for value in (_dig(one, names) for one in self.records.values()) if value is not None])
 
     def against(self, other: Row, *names: str) -> Estimate | None:
-        """The difference to another row, seed by seed."""
+        """Returns the difference to another row, seed by seed."""
         pairs = [
             (_dig(self.records[s], names), _dig(other.records[s], names)) for s in self.records if s in other.records
         ]

@@ -32,19 +32,19 @@ class TokenSource(Protocol):
     grid: tuple[int, int, int]
 
     def batch(self, start: int, stop: int) -> Tokens:
-        """Training clips number ``start`` to ``stop`` of an endless row, (n, N)."""
+        """Returns the training clips number ``start`` to ``stop`` of an endless row, (n, N)."""
 
     def known(self, count: int, blocks: int) -> Tokens:
-        """Clips of the kind that is trained on, (count, blocks * h * w), of any length."""
+        """Returns the clips of the kind that is trained on, (count, blocks * h * w), of any length."""
 
     def held_out(self, count: int, blocks: int) -> Tokens:
-        """Clips that no run was trained on, (count, blocks * h * w), of any length."""
+        """Returns the clips that no run was trained on, (count, blocks * h * w), of any length."""
 
     def reference(self, count: int, blocks: int) -> Tokens:
-        """Real clips that generated ones are compared with, (count, blocks * h * w)."""
+        """Returns the real clips that generated ones are compared with, (count, blocks * h * w)."""
 
     def pixels(self, tokens: Tokens) -> npt.NDArray[np.float32]:
-        """Clips that tokens stand for, (n, T, pixels of a frame)."""
+        """Returns the clips that tokens stand for, (n, T, pixels of a frame)."""
 
 
 class DigitSource:
@@ -64,23 +64,23 @@ class DigitSource:
         self._train = digits.MovingDigits(spec.blocks, motion=spec.motion, clips=spec.clips, seed=seed)
 
     def batch(self, start: int, stop: int) -> Tokens:
-        """Training clips."""
+        """Returns the training clips."""
         return self._train[start:stop]
 
     def known(self, count: int, blocks: int) -> Tokens:
-        """Fresh clips of the training digits."""
+        """Returns fresh clips of the training digits."""
         return digits.MovingDigits(blocks, motion=self.motion, seed=_HELD_OUT_SEED)[0:count]
 
     def held_out(self, count: int, blocks: int) -> Tokens:
-        """Clips of the other digits."""
+        """Returns the clips of the other digits."""
         return digits.MovingDigits(blocks, motion=self.motion, held_out=True, seed=_HELD_OUT_SEED)[0:count]
 
     def reference(self, count: int, blocks: int) -> Tokens:
-        """Clips of the other digits."""
+        """Returns the clips of the other digits."""
         return self.held_out(count, blocks)
 
     def pixels(self, tokens: Tokens) -> npt.NDArray[np.float32]:
-        """Their frames."""
+        """Returns their frames."""
         clips = digits.decode(tokens)
         return clips.reshape(*clips.shape[:2], -1)
 

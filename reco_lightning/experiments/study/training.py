@@ -65,7 +65,7 @@ class StudyModel(VideoModel):
 
     @override
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW with `share_of_rate`."""
+        """Returns AdamW with `share_of_rate`."""
         optimizer = super().configure_optimizers()["optimizer"]
         steps = self.trainer.max_steps
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: share_of_rate((step + 1) / (steps + 1)))

@@ -126,7 +126,7 @@ class InceptionI3D(nn.Module):
         self.eval().requires_grad_(False)
 
     def features(self, video: Tensor) -> Tensor:
-        """What the last layer sees, before its average over time.
+        """Returns what the last layer sees, before its average over time.
 
         Args:
             video: Floating point in [-1, 1], (B, 3, T, 224, 224), T 9 or more.
@@ -203,7 +203,7 @@ class I3DFeatures(nn.Module):
 
     @torch.no_grad()
     def forward(self, clips: Tensor) -> Tensor:
-        """Clips (B, 3, T, H, W) uint8 to features (B, D) float32."""
+        """Maps clips (B, 3, T, H, W) uint8 to features (B, D) float32."""
         return torch.cat([self._features(part) for part in clips.split(self.batch_size)])
 
     def _features(self, clips: Tensor) -> Tensor:

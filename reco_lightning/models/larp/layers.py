@@ -29,7 +29,7 @@ class ClassEmbedding(nn.Module):
         self.embedding_table = nn.Embedding(num_classes + 1, dim)
 
     def forward(self, labels: Tensor) -> Tensor:
-        """Vectors (B, D) of labels (B,)."""
+        """Returns the vectors (B, D) of labels (B,)."""
         return self.embedding_table(torch.where(labels < 0, self.num_classes, labels))
 
 

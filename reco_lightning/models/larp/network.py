@@ -195,7 +195,7 @@ class LARPTransformer(nn.Module):
         cache: KeyValueCache | None = None,
         start: int | Tensor = 0,
     ) -> Tensor:
-        """Logits of the next id at every row that predicts one.
+        """Returns the logits of the next id at every row that predicts one.
 
         Args:
             tokens: Ids, (B, n) int64: n up to N - 1, or from C to C + N - 1 with a condition; with a cache and a
@@ -293,7 +293,7 @@ class Guided(nn.Module):
         cache: KeyValueCache | None = None,
         start: int | Tensor = 0,
     ) -> Tensor:
-        """Guided logits; arguments and result as in `LARPTransformer`."""
+        """Returns the guided logits; arguments and result as in `LARPTransformer`."""
         if not isinstance(start, Tensor) and not start:
             none = tokens.new_full((len(tokens),), self.num_classes)
             labels = torch.cat([none if labels is None else labels, none])

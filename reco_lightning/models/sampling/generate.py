@@ -175,7 +175,7 @@ class _Run:
         self.row: int | torch.Tensor = 0
 
     def begin(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Logits (B, V) behind the tokens of a window, (B, m), whatever was run before."""
+        """Returns the logits (B, V) behind the tokens of a window, (B, m), whatever was run before."""
         tokens = torch.cat([self.given, self._doubled(tokens)], dim=1)
         if self.memory is None:
             return self._guide(self.network(tokens, self.labels)[:, -1])
@@ -189,7 +189,7 @@ class _Run:
         return self._guide(logits)
 
     def go_on(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Logits (B, V) behind the tokens of a window, all but the last of which were run before."""
+        """Returns the logits (B, V) behind the tokens of a window, all but the last of which were run before."""
         if self.memory is None:
             return self.begin(tokens)
         step = self.compiled or _step

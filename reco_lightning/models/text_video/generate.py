@@ -108,7 +108,7 @@ class _Run:
         self.cache = DynamicCache()
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Logits of the video ids, (B, V), behind the tokens of a video, (B, m), all but the last of which were run."""
+        """Returns logits of video ids, (B, V), behind the tokens of a video, (B, m); all but the last were run."""
         if self.guided:
             tokens = tokens.repeat(2, 1)
         first = self.network.text_ids

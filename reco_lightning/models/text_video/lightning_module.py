@@ -97,7 +97,7 @@ class TextVideoModel(pl.LightningModule):
 
     @override
     def forward(self, captions: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Logits for the tokens of full samples.
+        """Returns the logits for the tokens of full samples.
 
         Args:
             captions: Text ids, (B, C) int64; -1 is padding.
@@ -110,7 +110,7 @@ class TextVideoModel(pl.LightningModule):
 
     @override
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        """Cross-entropy over the whole video."""
+        """Returns the cross-entropy over the whole video."""
         captions, tokens = self._unpack(batch)
         loss = self._loss(captions.masked_fill(self._hidden(len(captions)).to(captions.device)[:, None], -1), tokens)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(tokens))
@@ -118,12 +118,12 @@ class TextVideoModel(pl.LightningModule):
 
     @override
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        """Cross-entropy over the whole video, behind its caption."""
+        """Returns the cross-entropy over the whole video, behind its caption."""
         return self._evaluate("val", batch)
 
     @override
     def test_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        """Cross-entropy over the whole video, behind its caption."""
+        """Returns the cross-entropy over the whole video, behind its caption."""
         return self._evaluate("test", batch)
 
     @override
@@ -158,7 +158,7 @@ class TextVideoModel(pl.LightningModule):
 
     @override
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig | OptimizerConfig:
-        """AdamW; the learning rate rises linearly during the warm-up."""
+        """Returns AdamW; the learning rate rises linearly during the warm-up."""
         return adamw_with_warmup(self)
 
     def _evaluate(self, stage: str, batch: dict[str, torch.Tensor]) -> torch.Tensor:

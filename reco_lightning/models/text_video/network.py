@@ -139,7 +139,7 @@ class TextVideoNetwork(nn.Module):
         self.language_model = model.train()
 
     def forward(self, captions: torch.Tensor, tokens: torch.Tensor, cache: Any = None) -> torch.Tensor:
-        """Logits over the whole vocabulary, text too, for the video tokens.
+        """Returns the logits over the whole vocabulary, text too, for the video tokens.
 
         Padding may stand anywhere in a caption: it is never attended to, and not counted in positions.
 

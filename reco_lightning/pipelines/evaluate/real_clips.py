@@ -70,7 +70,7 @@ class RealClips:
         return [str(caption) for caption in captions]
 
     def read(self, places: list[int]) -> Tensor:
-        """Frames of clips, resized and cropped as for the shards.
+        """Returns the frames of clips, resized and cropped as for the shards.
 
         Args:
             places: Of the B clips.
@@ -98,7 +98,7 @@ class RealClips:
         return torch.from_numpy(np.stack(read))
 
     def long_enough(self, wanted: int, trainer: pl.Trainer) -> tuple[list[int], int]:
-        """The first clips whose videos go on for T frames. Each process looks into the files of its share of the clips.
+        """Returns the first clips whose videos go on for T frames; each process looks into its share of the files.
 
         Args:
             wanted: How many clips.

@@ -86,7 +86,7 @@ class CaptionRequests(pl.LightningDataModule):
 
     @override
     def predict_dataloader(self) -> DataLoader[Any]:
-        """Batches of requests, in the order of the lines."""
+        """Returns the batches of requests, in the order of the lines."""
         numbers: Any = range(len(self._ids) * self.videos_per_caption)
         return DataLoader(numbers, batch_size=self.batch_size, collate_fn=self._request)
 

@@ -75,7 +75,7 @@ class GenerationRequests(pl.LightningDataModule):
 
     @override
     def predict_dataloader(self) -> DataLoader[Any]:
-        """Batches of requests, in the order of the videos' indices."""
+        """Returns the batches of requests, in the order of the videos' indices."""
         numbers: Any = range(self.n)
         return DataLoader(numbers, batch_size=self.batch_size, collate_fn=self._request)
 

@@ -97,7 +97,7 @@ class EncodeModule(L.LightningModule):
 
     @override
     def predict_step(self, batch: ClipBatch) -> Tensor:
-        """Ids (B, t, h, w), or (B, N), of a batch; (0,) of one of which no clip could be read."""
+        """Returns the ids (B, t, h, w), or (B, N), of a batch; (0,) of one of which no clip could be read."""
         video = batch["video"]
         return self.tokenizer.encode(to_unit_range(video)) if len(video) else video.new_empty(0, dtype=torch.int64)
 
@@ -129,7 +129,7 @@ class ClipsToEncode(L.LightningDataModule):
 
     @override
     def setup(self, stage: str) -> None:
-        """Find out what is to be done: one process looks, as others may look when some clips more are done.
+        """Finds out what is to be done: one process looks, as others may look when some clips more are done.
 
         Raises:
             ValueError: The processes have different plans.

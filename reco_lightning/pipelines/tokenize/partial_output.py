@@ -81,7 +81,7 @@ class EncodedClips:
         self.done: npt.NDArray[np.bool_] = self._places[:, 0] >= 0
 
     def ids(self, clips: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """Ids of clips that are encoded.
+        """Returns the ids of clips that are encoded.
 
         Args:
             clips: Their numbers, n of them, 1 or more.
@@ -123,7 +123,7 @@ class PartialTokens:
         self.record = np.dtype([("crc", "<u4"), ("clip", "<i8"), ("ids", token_dtype(vocab_size), grid)])
 
     def begin(self, plan: Mapping[str, Any], *, anew: bool = False) -> None:
-        """Begin, or go on with what an interrupted run left. One process does this, before any of them writes.
+        """Begins, or resumes what an interrupted run left; one process does this, before any of them writes.
 
         Args:
             plan: All that the clips and their ids depend on; plain values and mappings of them.
@@ -151,19 +151,19 @@ class PartialTokens:
         os.replace(temporary, path)
 
     def part(self) -> PartWriter:
-        """A new file to append records to; each process has its own."""
+        """Returns a new file to append records to; each process has its own."""
         return PartWriter(self)
 
     def records(self) -> int:
-        """How many records were written so far, by all processes; from the files' sizes alone."""
+        """Returns how many records were written so far, by all processes; from the files' sizes alone."""
         return sum(path.stat().st_size // self.record.itemsize for path in self._files())
 
     def read(self) -> EncodedClips:
-        """Read all files and compare the checksums of their records."""
+        """Reads all files and compares the checksums of their records."""
         return EncodedClips(self._files(), self.record, clips=self.clips)
 
     def failures(self) -> dict[int, str]:
-        """Clips that a process could not read, in this start or an earlier one, each with a reason."""
+        """Returns the clips that a process could not read, in this start or an earlier one, each with a reason."""
         found: dict[int, str] = {}
         for path in sorted(self.folder.glob("part-*.failed")):
             for line in path.read_text(encoding="utf-8").splitlines():
@@ -173,7 +173,7 @@ class PartialTokens:
         return found
 
     def remove(self) -> None:
-        """Remove the folder; the plan first, so that a removal cut off leaves nothing that could be gone on with."""
+        """Removes the folder, the plan first, so that a removal cut off leaves nothing to resume."""
         (self.folder / _PLAN).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -202,7 +202,7 @@ class PartWriter:
         self._path, self._failed = path, path.with_suffix(".failed")
 
     def append(self, clips: Sequence[int], ids: Tensor | npt.ArrayLike) -> None:
-        """Write ids down.
+        """Writes ids down.
 
         Args:
             clips: Numbers of the clips, n of them.
@@ -225,7 +225,7 @@ class PartWriter:
                 left = left[self._file.write(left) :]
 
     def fail(self, clip: int, reason: str) -> None:
-        """Write down that a clip could not be read.
+        """Writes down that a clip could not be read.
 
         Args:
             clip: Its number.
@@ -235,7 +235,7 @@ class PartWriter:
             file.write(json.dumps([clip, reason], ensure_ascii=False) + "\n")
 
     def close(self) -> None:
-        """Close the file; it stays."""
+        """Closes the file; it stays."""
         self._file.close()
 
     def __enter__(self) -> PartWriter:

@@ -191,7 +191,7 @@ class _Publisher:
     progress: bool
 
     def publish(self) -> None:
-        """Write the shards in the order of the clips, remove the unfinished files, and say what was done."""
+        """Writes the shards in the order of the clips, removes the unfinished files, and says what was done."""
         if not self.overwrite and (self.output / MANIFEST).exists():
             refuse_shards(self.output)  # another run was quicker
         encoded, failed = self.work.read(), self.work.failures()

@@ -137,7 +137,7 @@ class VectorQuantiser(nn.Module):
             self.stochastic_temperature_inv = nn.Parameter(torch.tensor(10.0))
 
     def probabilities(self, features: Tensor) -> Tensor:
-        """Likelihood of each code.
+        """Returns the likelihood of each code.
 
         Args:
             features: (..., C).
@@ -149,7 +149,7 @@ class VectorQuantiser(nn.Module):
         return (code_scores(features, self.embedding.weight) * inverse).softmax(dim=-1)
 
     def forward(self, features: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Ids of features.
+        """Returns the ids of features.
 
         Args:
             features: (B, N, C).

@@ -119,7 +119,7 @@ class LARPTokenizer(FrozenNetwork):
         return tokenizer
 
     def grid(self, frames: int, height: int, width: int) -> tuple[int]:
-        """Shape (N,) of the ids of a clip, the same for each number of frames.
+        """Returns the shape (N,) of the ids of a clip, the same for each number of frames.
 
         Args:
             frames: T, a multiple of temporal_stride up to the trained number (16 in the release).
@@ -144,7 +144,7 @@ class LARPTokenizer(FrozenNetwork):
 
     @torch.no_grad()
     def encode(self, video: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Clips to ids.
+        """Encodes clips to ids.
 
         Args:
             video: Floating point (B, 3, T, H, W) in [-1, 1]. Fewer frames than the trained number give as many ids.
@@ -166,7 +166,7 @@ class LARPTokenizer(FrozenNetwork):
         return self.bottleneck(self._features(video), generator)
 
     def encode_first_frames(self, video: Tensor, frames: int = 5) -> Tensor:
-        """Ids of the first frames of clips, encoded alone, so that they know nothing of the frames after them.
+        """Encodes the first frames of clips alone, so that their ids know nothing of the frames after them.
 
         The last of them is repeated up to the trained length, which is how the frame-prediction model was trained.
 
@@ -189,7 +189,7 @@ class LARPTokenizer(FrozenNetwork):
 
     @torch.no_grad()
     def decode(self, ids: Tensor, *, clamp: bool = False, frames: int | None = None) -> Tensor:
-        """Ids to clips.
+        """Decodes ids to clips.
 
         Args:
             ids: Integer (B, N), 0 to codebook_size - 1; all N, as a part cannot be decoded.

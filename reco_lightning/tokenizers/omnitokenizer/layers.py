@@ -46,7 +46,7 @@ class FrozenBetaNorm(nn.Module):
         self.register_buffer("beta", torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D) to the same shape."""
+        """Maps (..., D) to the same shape."""
         return F.layer_norm(x, self.gamma.shape, self.gamma, self.beta)
 
 
@@ -67,7 +67,7 @@ class PositionConv(nn.Module):
         self.dsconv = nn.Conv3d(width, width, 3, padding=(0, 1, 1), groups=width)
 
     def forward(self, x: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        """Tokens (S, N, D) of B grids (t, h, w), S * N = B * t * h * w, to the same shape."""
+        """Maps tokens (S, N, D) of B grids (t, h, w), S * N = B * t * h * w, to the same shape."""
         volume = x.reshape(-1, *grid, x.shape[-1]).movedim(-1, 1)  # (B, D, t, h, w), channels last in memory
         return self.dsconv(F.pad(volume, self.padding)).movedim(1, -1).reshape(x.shape)
 
@@ -120,7 +120,7 @@ class Attention(nn.Module):
             self.spatial_rel_pos_bias = RelativeBias(config.embedding_dim, config.heads)
 
     def forward(self, x: Tensor, angles: Tensor | None, bias: Tensor | None) -> Tensor:
-        """Attend within each sequence.
+        """Attends within each sequence.
 
         Args:
             x: (S, N, D).
@@ -163,7 +163,7 @@ class WindowAttention(nn.Module):
         self.register_buffer("relative_position_index", relative_index(side, side))
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
-        """Tokens (S, h * w, D), h and w multiples of the window's side, to the same shape."""
+        """Maps tokens (S, h * w, D), h and w multiples of the window's side, to the same shape."""
         sizes = {"r": height // self.side, "i": self.side, "c": width // self.side, "j": self.side}
         x = rearrange(self.norm(x), "s (r i c j) d -> (s r c) (i j) d", **sizes)
         q, k, v = rearrange(self.qkv(x), "s n (p h c) -> p s h n c", p=3, h=self.heads)
@@ -239,7 +239,7 @@ class Stack(nn.Module):
         self.norm_out = FrozenBetaNorm(config.embedding_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features (B, t, h, w, D) to the same shape."""
+        """Maps features (B, t, h, w, D) to the same shape."""
         batch, t, h, w, _ = x.shape
         rotary = self.spatial and self.config.spatial_pos == "rope"
         angles = rope_angles(h, w, self.config.dim_head, x.device) if rotary else None

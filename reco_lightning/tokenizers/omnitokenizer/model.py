@@ -100,7 +100,7 @@ class OmniTokenizer(FrozenNetwork):
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str], *, explicit_attention: bool | None = None) -> Self:
-        """Load a VQ checkpoint of the release, joint or image-only; no code in the file is run.
+        """Loads a VQ checkpoint of the release, joint or image-only; no code in the file is run.
 
         Sizes are read from the shapes of the weights. Networks that only training needs are left out by name.
 
@@ -130,7 +130,7 @@ class OmniTokenizer(FrozenNetwork):
         return tokenizer
 
     def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Shape (t, h, w) of the ids of a clip.
+        """Returns the shape (t, h, w) of the ids of a clip.
 
         Args:
             frames: T, 1 + a multiple of temporal_stride.
@@ -153,7 +153,7 @@ class OmniTokenizer(FrozenNetwork):
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
-        """Clips to ids.
+        """Encodes clips to ids.
 
         Args:
             video: Floating point (B, 3, T, H, W) in [-1, 1]; T = 1 is an image.
@@ -173,7 +173,7 @@ class OmniTokenizer(FrozenNetwork):
         return nearest_code(features, self.codebook.embeddings)
 
     def encode_first_frames(self, video: Tensor, frames: int) -> Tensor:
-        """Ids of the first frames of clips, encoded alone, so that they know nothing of the frames after them.
+        """Encodes the first frames of clips alone, so that their ids know nothing of the frames after them.
 
         The ids that condition a model have to be made so; those of the whole clip, cut to the same length, differ.
 
@@ -194,7 +194,7 @@ class OmniTokenizer(FrozenNetwork):
 
     @torch.no_grad()
     def decode(self, ids: Tensor, *, clamp: bool = False) -> Tensor:
-        """Ids to clips.
+        """Decodes ids to clips.
 
         Args:
             ids: Integer (B, t, h, w), 0 to codebook_size - 1, h = w.

@@ -81,7 +81,7 @@ class ContextCache:
             raise AttentionReachedError
 
     def take(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of one of the attentions, (B, heads, A, E) each.
+        """Returns the keys and values of one of the attentions, (B, heads, A, E) each.
 
         Raises:
             RuntimeError: If the context pass had fewer attentions; a ``StopIteration`` would end Lightning's epoch.

@@ -50,7 +50,7 @@ class InertOptimizer:
         return closure() if callable(closure) else None
 
     def toggle_model(self, *args: Any, **kwargs: Any) -> AbstractContextManager[None]:
-        """A context that changes nothing."""
+        """Returns a context that changes nothing."""
         return nullcontext()
 
     def __getattr__(self, name: str) -> Any:

@@ -44,7 +44,7 @@ class OtherUses:
         return root
 
     def cross_entropy(self, logits: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The network's cross-entropy without a way back to the states, so that all other ways show."""
+        """Computes the network's cross-entropy without a way back to the states, so that all other ways show."""
         losses = F.cross_entropy(logits.detach(), target, *args, **kwargs).requires_grad_()
         if losses.ndim:
             self._rows = losses

@@ -37,7 +37,7 @@ class RowEvidence:
         return F.pad(input, pad, mode, value)
 
     def shows_start_token(self, *, batch: int, rows: int, classes: int) -> bool | None:
-        """Whether the first row is of a token that no row predicts; ``None`` where nothing tells."""
+        """Returns whether the first row is of a token that no row predicts; ``None`` where nothing tells."""
         ids = [each for each in self.ids if each.ndim == 2 and len(each) == batch and not each.is_floating_point()]
         longest = max((each.shape[1] for each in ids), default=rows)
         if self.fronts or longest < rows:  # the network puts rows in front itself

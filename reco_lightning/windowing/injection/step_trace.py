@@ -95,7 +95,7 @@ class Trace:
     hidden: torch.Tensor
 
     def layout(self, tokens: int) -> RowLayout:
-        """Where ``tokens`` video tokens lie in the sequence."""
+        """Returns where ``tokens`` video tokens lie in the sequence."""
         return RowLayout(tokens, self.trailing_rows, self.prefix)
 
 
@@ -122,12 +122,12 @@ class _Record:
     version: int
 
     def is_seen_in(self, logits: torch.Tensor) -> bool:
-        """Whether logits are the module's output as it left it, or a view of that."""
+        """Returns whether logits are the module's output as it left it, or a view of that."""
         same = logits.untyped_storage().data_ptr() == self.output.untyped_storage().data_ptr()
         return same and self.output._version == self.version
 
     def is_copied_in(self, logits: torch.Tensor) -> bool:
-        """Whether logits are the module's output as it left it, or copies and views of that."""
+        """Returns whether logits are the module's output as it left it, or copies and views of that."""
         return self.output._version == self.version and is_copied(logits, self.output)
 
 

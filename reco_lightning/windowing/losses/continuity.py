@@ -61,7 +61,7 @@ class Continuity:
         check_int(at_least=1, continuity_lag=self.lag)
 
     def at(self, progress: float) -> float:
-        """The weight when a share of the training is done.
+        """Returns the weight when a share of the training is done.
 
         Args:
             progress: Steps done over all steps, 0 to 1.

@@ -102,7 +102,7 @@ class WindowCrossEntropy:
     sizes: tuple[int, ...]
 
     def group_means(self) -> list[torch.Tensor]:
-        """Mean of each group's rows that count, nats, without graph; 0 where none does."""
+        """Returns the mean of each group's rows that count, nats, without graph; 0 where none does."""
         parts = zip(self.losses.split(self.sizes), self.counted.split(self.sizes), strict=True)
         return [_mean(losses.sum(), counted.sum()) for losses, counted in parts]
 
