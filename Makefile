@@ -74,7 +74,7 @@ lock:  ## Lock the newest releases for every Python in .ci/constraints; wants ea
 	$(PYTHON) .ci/lock.py "$(TORCH)" litdata,$(DEV_EXTRAS) $(LOCKED_PYTHONS)
 
 gpu:  ## Check and measure on a CUDA device, with the Python that is there and without installing anything
-	PYTHONPATH=. $(PYTHON) -m tests.cuda $(ARGS)
+	PYTHONPATH=.$$($(PYTHON) -c "import lazy_loader" 2>/dev/null || echo :tests/cuda/stand_ins) $(PYTHON) -m tests.cuda $(ARGS)
 
 clean:  ## Remove the environments and everything built
 	rm -rf $(VENV) $(NEWEST) $(OLDEST) build dist docs/_build docs/generated outputs .mypy_cache .pytest_cache .ruff_cache
