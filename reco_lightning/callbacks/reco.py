@@ -253,8 +253,8 @@ class ReCoCallback(pl.Callback):
             if is_kept(name, value):
                 original(name, value, *args, **kwargs)
 
-        def log_dict(original: Callable[..., None], values: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
-            original({name: value for name, value in values.items() if is_kept(name, value)}, *args, **kwargs)
+        def log_dict(original: Callable[..., None], dictionary: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
+            original({name: value for name, value in dictionary.items() if is_kept(name, value)}, *args, **kwargs)
 
         patches = PatchedMethod(module, "log", log), PatchedMethod(module, "log_dict", log_dict)
         for patch in patches:

@@ -215,8 +215,8 @@ def test_what_is_logged_of_the_logits_is_left_out_and_said_once(cast, chunked, r
 
 def test_logged_values_of_other_things_are_left_alone():
     def use(self, states, logits, ids, loss):
-        self.log("ids", ids.float().mean())
-        self.log("perplexity", loss.detach().exp())
+        self.log(name="ids", value=ids.float().mean())
+        self.log_dict(dictionary={"perplexity": loss.detach().exp()}, prog_bar=True)
         return loss
 
     run = fit(of(use))
