@@ -254,7 +254,9 @@ class ReCoCallback(pl.Callback):
                 original(name, value, *args, **kwargs)
 
         def log_dict(original: Callable[..., None], dictionary: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
-            original({name: value for name, value in dictionary.items() if is_kept(name, value)}, *args, **kwargs)
+            kept = {name: value for name, value in dictionary.items() if is_kept(name, value)}
+            # a MetricCollection is more than its items
+            original(dictionary if len(kept) == len(dictionary) else kept, *args, **kwargs)
 
         patches = PatchedMethod(module, "log", log), PatchedMethod(module, "log_dict", log_dict)
         for patch in patches:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
-from torchmetrics import MeanMetric
+from torchmetrics import MaxMetric, MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from reco_lightning import ReCoCallback, WindowSampler
@@ -222,6 +222,19 @@ def test_logged_values_of_other_things_are_left_alone():
     run = fit(of(use))
     assert run.callback_metrics["perplexity"] > 1
     assert run.callback_metrics["ids"] > 0
+
+
+@pytest.mark.filterwarnings("ignore:.*left out of the log")
+@pytest.mark.parametrize("of_logits", [False, True])
+def test_a_collection_of_metrics_is_logged_whole_or_without_what_is_of_the_logits(of_logits):
+    def use(self, states, logits, ids, loss):
+        values = logits.argmax(-1) if of_logits else ids
+        self.metrics.update(values.float())
+        self.log_dict(self.metrics, on_step=False, on_epoch=True)
+        return loss
+
+    run = fit(of(use, metrics=lambda: MetricCollection({"mean": MeanMetric(), "largest": MaxMetric()})))
+    assert ("mean" in run.callback_metrics) == ("largest" in run.callback_metrics) == (not of_logits)
 
 
 def test_a_whole_window_has_all_logits():
