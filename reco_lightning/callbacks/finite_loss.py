@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,6 +12,7 @@ from typing_extensions import override
 
 from reco_lightning.callbacks.reco import ReCoCallback
 from reco_lightning.support.argument_checks import check_int
+from reco_lightning.support.lightning_modules import loss_of
 from reco_lightning.windowing.sampler import Window
 
 __all__ = ["FiniteLoss", "first_not_finite"]
@@ -74,7 +74,7 @@ class FiniteLoss(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keeps the loss, and looks where it is time to."""
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        loss = loss_of(outputs)
         if isinstance(loss, Tensor):
             place = f"batch {batch_idx} of epoch {trainer.current_epoch} (step {trainer.global_step})"
             self._seen.append((place, _windows(trainer), loss.detach()))

@@ -20,7 +20,7 @@ from torchmetrics import Metric
 from typing_extensions import override
 
 from reco_lightning.support.argument_checks import check_finite
-from reco_lightning.support.lightning_modules import is_lightning_module
+from reco_lightning.support.lightning_modules import is_lightning_module, loss_of
 from reco_lightning.windowing.engines.interception import PatchedMethod
 from reco_lightning.windowing.injection.recompile_limit import RecompileLimit, is_compiled
 from reco_lightning.windowing.injection.windowed_step import Injection, StepReport
@@ -330,8 +330,7 @@ def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
 
 def _check_loss(result: Any, injection: Injection) -> None:
     """Refuses a step that makes more of the logits than their cross-entropy: it has placeholders in their place."""
-    loss = result.get("loss") if isinstance(result, Mapping) else result
-    if names := injection.derived.names(loss):
+    if names := injection.derived.names(loss_of(result)):
         raise MisconfigurationException(
             f"the loss of training_step is computed of the logits by {names}, besides their cross-entropy; a windowed "
             "step has those of its window alone: take that term out, or compute it from a forward of its own"

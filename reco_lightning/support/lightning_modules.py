@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
 from typing_extensions import TypeIs
 
-__all__ = ["is_lightning_module", "sigterm_exception"]
+__all__ = ["is_lightning_module", "loss_of", "sigterm_exception"]
 
 
 def is_lightning_module(module: object) -> TypeIs[pl.LightningModule]:
@@ -26,6 +27,11 @@ def is_lightning_module(module: object) -> TypeIs[pl.LightningModule]:
     """
     other = getattr(sys.modules.get("pytorch_lightning"), "LightningModule", pl.LightningModule)
     return isinstance(module, (pl.LightningModule, other))
+
+
+def loss_of(result: Any) -> Any:
+    """Returns the loss in what a training step returns: the value itself, or that of ``"loss"`` in a mapping."""
+    return result.get("loss") if isinstance(result, Mapping) else result
 
 
 def sigterm_exception(trainer: Any) -> type[BaseException]:

@@ -16,7 +16,16 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-__all__ = ["checkpoints_itself", "cut_call", "cut_tensor", "map_hidden", "pack", "replace_arguments", "take_hidden"]
+__all__ = [
+    "checkpoints_itself",
+    "cut_call",
+    "cut_tensor",
+    "find_hidden",
+    "map_hidden",
+    "pack",
+    "replace_arguments",
+    "take_hidden",
+]
 
 
 def checkpoints_itself(block: nn.Module) -> bool:
@@ -24,24 +33,25 @@ def checkpoints_itself(block: nn.Module) -> bool:
     return bool(getattr(block, "gradient_checkpointing", False))
 
 
-def has_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Returns whether a call has states: a floating-point tensor of two dimensions or more among its arguments."""
-    values = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
-    return any(value.is_floating_point() and value.ndim >= 2 for value in values)
+def find_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+    """Returns the states (B, T, D) of a block's or head's call: its first floating-point tensor, if any."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            return value
+    return None
 
 
 def take_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-    """Returns the states (B, T, D) of a block's or head's call: the first floating-point tensor among its arguments.
+    """Returns the states (B, T, D) of a block's or head's call, as ``find_hidden`` does.
 
     Raises:
         TypeError: If the call has no such tensor.
     """
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, torch.Tensor) and value.is_floating_point():
-            return value
-    raise TypeError(
-        f"a block was called without states (B, T, D): got {[type(v).__name__ for v in (*args, *kwargs.values())]}"
-    )
+    hidden = find_hidden(args, kwargs)
+    if hidden is None:
+        kinds = [type(value).__name__ for value in (*args, *kwargs.values())]
+        raise TypeError(f"a block was called without states (B, T, D): got {kinds}")
+    return hidden
 
 
 def map_hidden(output: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
+from reco_lightning.support.lightning_modules import loss_of
 from reco_lightning.windowing.injection.autograd_graph import depends
 from reco_lightning.windowing.injection.derived_values import DerivedValues
 from reco_lightning.windowing.injection.dry_run import DryRun
@@ -57,7 +58,7 @@ class OtherUses:
 
     def take(self, result: Any, *, returned: bool = False) -> None:
         """Takes the loss that the step returns, or that it runs the backward pass of."""
-        loss = _loss_of(result)
+        loss = loss_of(result)
         if isinstance(loss, torch.Tensor):
             self._losses.append(loss)
             self.returned = self.returned or returned
@@ -104,10 +105,6 @@ class OtherUses:
             return other.clone() if calls == call + 1 else F.cross_entropy(*args, **kwargs)
 
         with torch.no_grad():
-            again.append(_loss_of(dry_run.run(cross_entropy, manual_backward=again.append)))
+            again.append(loss_of(dry_run.run(cross_entropy, manual_backward=again.append)))
         found, expected = (again[0] - loss).sum(), (weights * (other - rows)).sum()
         return bool(torch.isclose(found.float(), expected.float(), rtol=1e-3, atol=1e-5))
-
-
-def _loss_of(result: Any) -> Any:
-    return result.get("loss") if isinstance(result, Mapping) else result

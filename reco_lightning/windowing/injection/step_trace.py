@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from reco_lightning.support.block_stacks import block_stacks
-from reco_lightning.windowing.engines.call_slicing import checkpoints_itself, has_hidden, map_hidden, take_hidden
+from reco_lightning.windowing.engines.call_slicing import checkpoints_itself, find_hidden, map_hidden
 from reco_lightning.windowing.engines.interception import PatchedMethod
 from reco_lightning.windowing.injection.attention_watch import AttentionWatch, under_checkpoint
 from reco_lightning.windowing.injection.autograd_graph import depends, is_copied, reaches_parameter
@@ -66,10 +66,10 @@ class Trace:
         copies_head: Whether it is given that or a copy of it, in a type of its own.
         head_type: Type of the head's output.
         flat: Whether the blocks' states are (B, T, D), and not of more dimensions.
-        unlogged: What the step logs of the states or the logits besides its loss: names of the functions, by key.
-        returns_loss: Whether the step returned a loss.
         logits: The cross-entropy's input in the plain step.
         hidden: The states that the head read, (B, T, D).
+        unlogged: What the step logs of the states or the logits besides its loss: names of the functions, by key.
+        returns_loss: Whether the step returned a loss.
     """
 
     network: str
@@ -89,10 +89,10 @@ class Trace:
     copies_head: bool
     head_type: torch.dtype
     flat: bool
-    unlogged: Mapping[str, str]
-    returns_loss: bool
     logits: torch.Tensor
     hidden: torch.Tensor
+    unlogged: Mapping[str, str] = field(default_factory=dict)
+    returns_loss: bool = False
 
     def layout(self, tokens: int) -> RowLayout:
         """Returns where ``tokens`` video tokens lie in the sequence."""
@@ -181,9 +181,9 @@ class _Recorder:
             self.records.append(_Record(self.finished, name, part, tensors[0], output, output._version))
 
     def _block(self, stack: _Stack, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if not has_hidden(args, kwargs):  # embeddings, say, which are called with ids: no stack of blocks
+        hidden = find_hidden(args, kwargs)
+        if hidden is None or hidden.ndim < 2:  # embeddings, say, which are called with ids: no stack of blocks
             return original(*args, **kwargs)
-        hidden = take_hidden(args, kwargs)
         if not torch.is_grad_enabled() and not hidden.requires_grad:
             return original(*args, **kwargs)
         stack.calls.append(index)
@@ -372,8 +372,6 @@ class _Recorder:
             copies_head=head.is_copied_in(logits),
             head_type=head.output.dtype,
             flat=len(stack.shape) == 3,
-            unlogged={},
-            returns_loss=False,
             logits=logits.detach(),
             hidden=head.states.detach().flatten(1, -2),
         )

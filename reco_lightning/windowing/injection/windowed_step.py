@@ -150,8 +150,8 @@ class WindowLoss:
 
     def _check_further_rows(self, output: WindowOutput, counted: torch.Tensor, offset: int, first: int) -> None:
         """Refuses a batch with further loss rows whose targets say that the video's tokens lie elsewhere."""
-        start = max(self.layout.prefix(output.rows) - 1 - offset, 0)
-        stop = self.layout.prefix(output.rows) - 1 - offset + self.layout.tokens
+        token = self.layout.prefix(output.rows) - 1 - offset  # the loss row that predicts the first one
+        start, stop = max(token, 0), token + self.layout.tokens
         known = self.layout.prefix_rows is not None
         if counted[:, stop:].any() or (not known and counted[:, :start].any()):
             raise RuntimeError(
@@ -229,7 +229,6 @@ class Injection:
         self.steps = 0
         self._progress = 0.0
         self._calls = 0
-        self._first = True
         self._report: StepReport | None = None
 
     def run(
@@ -264,7 +263,6 @@ class Injection:
                 result = step()
         finally:
             self.engine.returned = None
-        self._first = False
         if self.engine.output is not None and self._report is None:
             raise RuntimeError(
                 f"this training step ran the network and called F.cross_entropy {self._calls} times, where the "
@@ -301,7 +299,7 @@ class Injection:
             if (
                 call > self.call
                 and output is not None
-                and (_is_placeholder(logits, output) or (self._first and _depends(logits, output)))
+                and (_is_placeholder(logits, output) or (self.steps == 1 and _depends(logits, output)))
             ):
                 raise RuntimeError(
                     "training_step calls F.cross_entropy a second time on the windowed logits; windows serve one "

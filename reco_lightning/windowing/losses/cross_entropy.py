@@ -151,15 +151,17 @@ def window_cross_entropy(
         total = losses.sum(dtype=torch.promote_types(losses.dtype, torch.float32))
     counted = counts.to(total.dtype) if weight is None else weight[places.where(counts, 0)].where(counts, 0)
     mean = _mean(total, counted.sum())
-    scale = (target != ignored).sum().to(total.dtype) / counts.sum().clamp_min(1)
+    divisor: torch.Tensor | float = 1.0
     if reduction == "mean":
         value = mean.to(losses.dtype)
-    elif reduction == "sum":
-        value = (total * scale).to(losses.dtype)
     else:
-        value = _place(losses * scale.to(losses.dtype), groups, offset, target.numel() // batch).view(target.shape)
+        all_counted = (target != ignored).sum()
+        scale = all_counted.to(total.dtype) / counts.sum().clamp_min(1)
+        if reduction == "sum":
+            value, divisor = (total * scale).to(losses.dtype), all_counted.clamp_min(1)
+        else:
+            value = _place(losses * scale.to(losses.dtype), groups, offset, target.numel() // batch).view(target.shape)
     sizes = tuple((group.samples.stop - group.samples.start) * (group.stop - group.loss_start) for group in groups)
-    divisor = (target != ignored).sum().clamp_min(1) if reduction == "sum" else 1.0
     return WindowCrossEntropy(value, divisor, mean, losses.detach(), counted, sizes)
 
 
@@ -172,10 +174,11 @@ def plain_cross_entropy(logits: torch.Tensor, target: torch.Tensor, **options: A
         options: As there.
     """
     value = F.cross_entropy(logits, target, **options)
-    reduction = _reduction(options)
-    counted = (target != options.get("ignore_index", -100)).sum().clamp_min(1)
-    mean = value if reduction == "mean" else value.sum() / counted
-    divisor = counted if reduction == "sum" else 1.0
+    reduction, mean = _reduction(options), value
+    divisor: torch.Tensor | float = 1.0
+    if reduction != "mean":
+        counted = (target != options.get("ignore_index", -100)).sum().clamp_min(1)
+        mean, divisor = value.sum() / counted, counted if reduction == "sum" else 1.0
     return WindowCrossEntropy(value, divisor, mean, mean.detach()[None], torch.ones_like(mean)[None], (1,))
 
 
