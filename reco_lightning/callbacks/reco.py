@@ -177,6 +177,7 @@ class ReCoCallback(pl.Callback):
             loss = self._report.cross_entropy
             values = {
                 "reco/cross_entropy": loss,
+                **{f"reco/cross_entropy/{index}": part for index, part in enumerate(self._report.parts)},
                 "reco/continuity": self._report.continuity,
                 # filled on the device: a number would be copied there, and the copy waited for
                 "reco/window_start": loss.new_full((), self._report.window_start, dtype=torch.float32),

@@ -55,7 +55,8 @@ class Explanation:
         engine: Name of the engine.
         network: Name of the network, ``""`` for the LightningModule itself.
         blocks: Name of the list of blocks.
-        head: Name of the module that makes the logits.
+        head: Name of the module that makes the logits, of each if there are several; ``"linear()"`` where a function
+            does, ``""`` where several parts do together.
         prefix_tokens: Rows in front of the video tokens.
         error: Largest relative difference of plain and windowed states, ``None`` without a proof.
         report: One line on the choice.
@@ -187,19 +188,21 @@ def _cost(
             settings, kind = on
             cross_entropy = Injection(selection.engine, selection.trace, settings.continuity).cross_entropy
             selection.engine.activate([kind.window], attached=kind.attached)
+        numbers = {call.number for call in selection.trace.calls}
 
         def end(*args: Any, **kwargs: Any) -> torch.Tensor:
             nonlocal calls
-            calls += 1
             value = cross_entropy(*args, **kwargs)
-            if calls <= selection.trace.call:
-                return value
-            losses.append(value.mean())
-            raise StepEndedError
+            if calls in numbers:
+                losses.append(value.mean())
+            if len(losses) == len(numbers):
+                raise StepEndedError
+            calls += 1
+            return value
 
         with torch.enable_grad():
-            dry_run.run(end)
-        return losses[0]
+            dry_run.run(end, None if on is None else selection.engine.handlers)
+        return torch.stack(losses).sum()
 
     parameters = list(module.parameters())
     try:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from reco_lightning.windowing.engines.base import Engine
+from reco_lightning.windowing.engines.interception import FunctionInterceptor
 from reco_lightning.windowing.injection.windowed_step import WindowLoss
 from reco_lightning.windowing.rows import WindowOutput
 from reco_lightning.windowing.sampler import Window, WindowSampler
@@ -152,7 +154,8 @@ class ReCoMixin:
         windows, attached = settings.draw(step, progress=progress or 0.0)
         engine.activate(windows, attached=attached)
         try:
-            given, all_targets = _flatten(network(*args, **kwargs), targets)
+            with FunctionInterceptor(engine.handlers) if engine.handlers else nullcontext():
+                given, all_targets = _flatten(network(*args, **kwargs), targets)
         finally:
             output = engine.finish()
         if output is None:
@@ -176,7 +179,8 @@ class ReCoMixin:
         Returns:
             The scalar loss.
         """
-        return step.loss(step.output, step.given, step.all_targets, progress=step.progress)[0]
+        entropy = step.loss.cross_entropy(0, step.output, step.given, step.all_targets)
+        return step.loss.add_continuity({0: entropy}, step.output, progress=step.progress)[0]
 
     def remove_reco(self) -> None:
         """Leaves the network as it was; the next ``windowed`` starts anew."""
@@ -190,9 +194,7 @@ class ReCoMixin:
         selection = settings.select(self, step)
         selection.engine.install()
         slot.engine = selection.engine
-        slot.loss = WindowLoss(
-            settings.continuity, layout=selection.engine.layout, rows_after_loss=selection.trace.rows_after_loss
-        )
+        slot.loss = WindowLoss(selection.trace.calls, settings.continuity, layout=selection.engine.layout)
 
 
 def _flatten(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,8 +7,8 @@ Row r predicts the token that stands at row r + 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from reco_lightning.windowing.sampler import Window
 
-__all__ = ["Context", "HeadInput", "RowLayout", "WindowGroup", "WindowOutput", "split_batch"]
+__all__ = ["Context", "HeadInput", "LossRows", "RowLayout", "WindowGroup", "WindowOutput", "split_batch"]
 
 Context = Literal["frozen", "keys", "attached", "dropped"]
 
@@ -66,26 +66,62 @@ class WindowOutput:
 
     Args:
         groups: The groups of the batch, in its order.
-        hidden: For each group the states that the head read, (B_g, rows, D), rows being ``loss_start ... stop``.
+        hidden: For each group the states that the heads read, (B_g, rows, D), rows being ``loss_start ... stop``; those
+            that leave the blocks where the heads do not all read the same.
         rows: T, the length of the network's sequence.
         batch: B, the size of the batch.
-        states: What the head was called with, all groups' in one.
-        logits: For each group its logits (B_g, rows, V), where the network's output is a placeholder.
-        head_input: What the loss makes the logits of, where it does and the network's output is a placeholder.
+        whole: Whether the one window is the whole sequence, and all rows were run.
+        states: Where ``hidden`` was taken from, all groups' in one.
+        made: For each head that returned a placeholder the logits of each group (B_g, rows, V), or what the loss makes
+            them of; by the head's number.
     """
 
     groups: tuple[WindowGroup, ...]
     hidden: tuple[torch.Tensor, ...]
     rows: int
     batch: int
+    whole: bool
     states: torch.Tensor
-    logits: tuple[torch.Tensor, ...] | None = None
-    head_input: HeadInput | None = None
+    made: Mapping[int, HeadInput | tuple[torch.Tensor, ...]] = field(default_factory=dict)
 
-    @property
-    def is_placeholder(self) -> bool:
-        """Whether the network's output is a placeholder."""
-        return self.logits is not None or self.head_input is not None
+
+Places = slice | torch.Tensor
+
+
+@dataclass(frozen=True)
+class LossRows:
+    """The network's rows that the loss rows of a sample come from.
+
+    Args:
+        start: The network's row of the first loss row, where each loss row follows the one before.
+        length: L, loss rows of a sample.
+        scattered: The network's row of each loss row, where they do not.
+    """
+
+    start: int
+    length: int
+    scattered: tuple[int, ...] | None = None
+
+    def places(self, group: WindowGroup, device: torch.device) -> tuple[Places, Places]:
+        """Returns where a group's rows lie among the loss rows, and where these lie among the group's rows.
+
+        Args:
+            group: The group.
+            device: Where indices are wanted, if they are no slices.
+
+        Example:
+            >>> group = WindowGroup(Window(2, 4), slice(0, 1), first=2, loss_start=2, stop=4)
+            >>> LossRows(1, 8).places(group, torch.device("cpu"))
+            (slice(1, 3, None), slice(0, 2, None))
+        """
+        if self.scattered is not None:
+            found = [(place, row) for place, row in enumerate(self.scattered) if group.loss_start <= row < group.stop]
+            of_loss = torch.tensor([place for place, _ in found], dtype=torch.long, device=device)
+            of_group = torch.tensor([row - group.loss_start for _, row in found], dtype=torch.long, device=device)
+            return of_loss, of_group
+        first = max(group.loss_start, self.start)
+        stop = max(first, min(group.stop, self.start + self.length))
+        return slice(first - self.start, stop - self.start), slice(first - group.loss_start, stop - group.loss_start)
 
 
 @dataclass(frozen=True)

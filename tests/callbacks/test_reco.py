@@ -224,12 +224,6 @@ class NotCausal(foreign.ShiftedInput):
             layer.attention = BothWays()
 
 
-class TwoLosses(foreign.ShiftedInput):
-    def training_step(self, batch, batch_idx):
-        logits = self.net(batch[0][:, :-1]).flatten(0, 1)
-        return F.cross_entropy(logits, batch[0][:, 1:].flatten()) + F.cross_entropy(logits, batch[0][:, 1:].flatten())
-
-
 class HandWritten(foreign.ShiftedInput):
     def __init__(self):
         super().__init__()
@@ -261,7 +255,6 @@ class NoBlocks(pl.LightningModule):
     [
         (NoCrossEntropy, "no call of torch.nn.functional.cross_entropy", {}),
         (NotCausal, "is not causal: scaled_dot_product_attention is called with", {}),
-        (TwoLosses, "two cross-entropies on the blocks", {}),
         (
             HandWritten,
             "attend without torch.nn.functional.scaled_dot_product_attention",

@@ -40,7 +40,7 @@ def main() -> None:
     torch.set_num_threads(1)
     network = VideoTransformer(vocab_size=16, grid=(5, 2, 2), dim=16, depth=DEPTH, heads=2)
     tokens = torch.randint(16, (1, 19))
-    engine = FrozenEngine(list(network.blocks), Head(network.head), RowLayout(20))
+    engine = FrozenEngine(list(network.blocks), [Head(network.head)], RowLayout(20))
     engine.install()
 
     def armed() -> torch.Tensor:

@@ -73,7 +73,7 @@ def engine_gradients(
     weight: float = 0.0,
     attached: int = 0,
 ) -> dict[str, torch.Tensor]:
-    engine = FrozenEngine(network.blocks, Head(network.head), RowLayout(N), trains_keys=context == "keys")
+    engine = FrozenEngine(network.blocks, [Head(network.head)], RowLayout(N), trains_keys=context == "keys")
     network.zero_grad()
     engine.install()
     try:
@@ -112,7 +112,7 @@ def test_reference_is_the_network(prefix):
 def test_logits_equal_the_plain_forward_on_every_window_and_nan_elsewhere(prefix, context):
     network, tokens, labels = make(prefix)
     plain = network(tokens[:, :-1], labels)
-    engine = FrozenEngine(network.blocks, Head(network.head), RowLayout(N), trains_keys=context == "keys")
+    engine = FrozenEngine(network.blocks, [Head(network.head)], RowLayout(N), trains_keys=context == "keys")
     engine.install()
     for window in WINDOWS:
         engine.activate([window], attached=N if context == "attached" else 0)

@@ -12,6 +12,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.plugins import MixedPrecision
 
 from reco_lightning import ReCoCallback, WindowSampler
@@ -175,28 +176,33 @@ def test_window_logits_are_the_plain_forwards_and_losses_average_to_its_loss(set
             return see_loss(module, batch, BATCH)
         selection.engine.activate([window], inference=True)
         with torch.no_grad():
-            _, seen = see_loss(module, batch, BATCH)
+            _, seen = see_loss(module, batch, BATCH, handlers=selection.engine.handlers)
         torch.manual_seed(5)
         loss, report = injection.run([window], lambda: module.loss(batch))
         selection.engine.deactivate()
         torch.testing.assert_close(report.cross_entropy, loss.detach())
-        return loss, seen
+        return report.parts or [report.cross_entropy], seen
 
-    expected, full = measure(None)
+    _, full = measure(None)
     selection.engine.install()
-    total, count = 0.0, 0.0
+    totals, counts = [0.0] * len(full), [0.0] * len(full)
     try:
         for window in SINGLE.windows:
-            loss, seen = measure(window)
-            rows = full.rows(window)
-            outside = torch.ones(seen.logits.shape[1], dtype=torch.bool).index_fill(0, rows, False)
-            assert seen.logits[:, outside].isnan().all()
-            torch.testing.assert_close(seen.logits[:, rows], full.logits[:, rows], atol=2e-5, rtol=1e-5)
-            share = float(full.weights[:, rows].sum())
-            total, count = total + share * float(loss.detach()), count + share
+            losses, seen = measure(window)
+            for index, (loss, call, plain_call) in enumerate(zip(losses, seen, full, strict=True)):
+                rows = plain_call.rows(window)
+                outside = torch.ones(call.logits.shape[1], dtype=torch.bool).index_fill(0, rows, False)
+                assert call.logits[:, outside].isnan().all()
+                torch.testing.assert_close(call.logits[:, rows], plain_call.logits[:, rows], atol=2e-5, rtol=1e-5)
+                share = float(plain_call.weights[:, rows].sum())
+                totals[index] += share * float(loss)
+                counts[index] += share
     finally:
         selection.engine.remove()
-    assert total / count == pytest.approx(float(expected.detach()), abs=1e-5)
+    for call, total, count in zip(full, totals, counts, strict=True):
+        options = {name: value for name, value in call.options.items() if name != "reduction"}
+        expected = F.cross_entropy(call.logits.flatten(0, 1), call.target.flatten(), **options)
+        assert total / count == pytest.approx(float(expected.detach()), abs=1e-5)
 
 
 @every

@@ -302,8 +302,11 @@ def _plan_method(
     sampler = callback.settings.sampler
     small, engine_name, others = found
     # FSDP2 waits for gradients of the network's output, so that it gets logits of the full length
-    logits = torch.empty((), dtype=small.logits.dtype)
-    there = replace(small, rows=sampler.tokens + others, logits=logits, views_head=small.views_head and whole)
+    heads = tuple(
+        replace(head, like=torch.empty((), dtype=head.like.dtype), is_viewed=head.is_viewed and whole)
+        for head in small.heads
+    )
+    there = replace(small, rows=sampler.tokens + others, heads=heads)
     engine = build_engine(
         module,
         there,

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from reco_lightning.windowing.engines.base import Engine, ForwardState, Head
-from reco_lightning.windowing.engines.call_slicing import take_hidden
+from reco_lightning.windowing.engines.base import Engine, ForwardState, Head, place_rows
+from reco_lightning.windowing.engines.call_slicing import map_hidden
 from reco_lightning.windowing.engines.interception import PatchedMethod
 from reco_lightning.windowing.rows import RowLayout
 
@@ -30,13 +30,25 @@ class DroppedEngine(Engine):
 
     Args:
         network: The network; its forward takes the sequence.
-        head: The head.
+        last_block: The last of its blocks.
+        heads: The heads that read windows alone.
         layout: Where the video's tokens lie in the network's sequence.
+        is_open: Whether something else reads the states too, see ``Engine``.
         rows: T, rows that the blocks saw on the batch that the first windowed forward gets.
     """
 
-    def __init__(self, network: nn.Module, head: Head, layout: RowLayout, *, rows: int) -> None:
-        super().__init__("dropped", [PatchedMethod(network, "forward", self._network)], head, layout)
+    def __init__(
+        self,
+        network: nn.Module,
+        last_block: nn.Module,
+        heads: Sequence[Head],
+        layout: RowLayout,
+        *,
+        rows: int,
+        is_open: bool = False,
+    ) -> None:
+        patch = PatchedMethod(network, "forward", self._network)
+        super().__init__("dropped", [last_block], heads, layout, is_open=is_open, patches=[patch])
         self._first_rows = rows
         self._inner_prefix: int | None = None
 
@@ -50,11 +62,11 @@ class DroppedEngine(Engine):
         if self._inner_prefix is None:
             self._inner_prefix = self._first_rows - sequence.shape[1]
         rows = sequence.shape[1] + self._inner_prefix
-        groups, whole = self._split(len(sequence), rows)
+        groups, _ = self._split(len(sequence), rows)
         prefix = self.layout.prefix(rows)
         if prefix == 0:
             groups = tuple(replace(group, loss_start=group.window.start) for group in groups)
-        self._run = ForwardState(groups, rows, len(sequence), whole)
+        self._run = ForwardState(groups, rows, len(sequence), whole=False)
         columns = prefix - self._inner_prefix  # of the sequence argument, in front of the video's tokens
 
         def cut(value: torch.Tensor) -> torch.Tensor:
@@ -78,15 +90,23 @@ class DroppedEngine(Engine):
         return original(*cut_args, **{name: cut_argument(name, value) for name, value in kwargs.items()})
 
     @override
-    def _head(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _enter(self, hidden: torch.Tensor) -> None:
+        """Nothing: a forward begins with the network."""
+
+    @override
+    def _run_block(
+        self,
+        index: int,
+        original: Callable[..., Any],
+        hidden: torch.Tensor,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
         run = self._run
-        if run is None:
-            return original(*args, **kwargs)
-        states = take_hidden(args, kwargs)
-        states = states[:, -max(group.stop - group.loss_start for group in run.groups) :]
-        run.states, run.hidden = states, tuple(states[group.samples] for group in run.groups)
-        shape = torch.Size((run.batch, run.rows))
-        placeholder = self._defer(run, states, run.hidden, shape)
-        if placeholder is not None:
-            return placeholder
-        return self._leave(original(states), run, shape)
+        assert run is not None
+
+        def place(states: torch.Tensor) -> torch.Tensor:
+            rows = states[:, -max(group.stop - group.loss_start for group in run.groups) :]
+            return place_rows(rows, run.groups, run.rows, outside_value=0.0)
+
+        return map_hidden(original(*args, **kwargs), place)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +20,6 @@ from typing_extensions import override
 
 from reco_lightning.windowing.engines.base import Engine, ForwardState, Head
 from reco_lightning.windowing.engines.call_slicing import cut_call, map_hidden
-from reco_lightning.windowing.engines.interception import PatchedMethod
 from reco_lightning.windowing.rows import RowLayout
 
 __all__ = ["DetachedEngine"]
@@ -50,23 +48,23 @@ class DetachedEngine(Engine):
 
     Args:
         blocks: The network's blocks in order; states (B, T, D), or (B, T, H, W, C) where the length is fixed.
-        head: The head.
+        heads: The heads that read windows alone.
         layout: Where the video's tokens lie in the network's sequence.
+        is_open: Whether something else reads the states too, see ``Engine``.
         fixed_length: Whether all rows are run, or those up to the window's end.
     """
 
     def __init__(
         self,
         blocks: Sequence[nn.Module],
-        head: Head,
+        heads: Sequence[Head],
         layout: RowLayout,
         *,
         fixed_length: bool,
+        is_open: bool = False,
     ) -> None:
-        patches = [PatchedMethod(block, "forward", partial(self._block, index)) for index, block in enumerate(blocks)]
-        super().__init__("masked" if fixed_length else "prefix", patches, head, layout)
+        super().__init__("masked" if fixed_length else "prefix", blocks, heads, layout, is_open=is_open)
         self.fixed_length = fixed_length
-        self._last = len(blocks) - 1
         self._run: _State | None = None
 
     @override
@@ -87,12 +85,17 @@ class DetachedEngine(Engine):
         later = row >= per_sample([group.stop for group in groups]) if self._inference else None
         return _State(run.groups, run.rows, run.batch, run.whole, constant=constant, later=later)
 
-    def _block(self, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        hidden = self._windowed_states(index, args, kwargs)
-        run = self._run
-        if hidden is None or run is None:
-            return original(*args, **kwargs)
-        states = hidden
+    @override
+    def _run_block(
+        self,
+        index: int,
+        original: Callable[..., Any],
+        hidden: torch.Tensor,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        run, states = self._run, hidden
+        assert run is not None
         if index == 0:
             if not self.fixed_length:
                 states = states[:, : run.stop]
@@ -104,6 +107,5 @@ class DetachedEngine(Engine):
         cut_args, cut_kwargs = cut_call(args, kwargs, states, start=0, stop=stop, rows=run.rows)
         output = original(*cut_args, **cut_kwargs)
         if index == self._last and not self.fixed_length:
-            # What stands between blocks and head, and may count on T rows, gets T rows.
             return map_hidden(output, lambda states: F.pad(states, (0, 0, 0, run.rows - stop)))
         return output

@@ -37,7 +37,6 @@ from reco_lightning.windowing.engines.context_kv import (
     ContextCache,
     ContextKV,
 )
-from reco_lightning.windowing.engines.interception import PatchedMethod
 from reco_lightning.windowing.engines.mingpt import MinGPTAttention, is_mingpt_attention
 from reco_lightning.windowing.rows import RowLayout
 
@@ -67,8 +66,9 @@ class FrozenEngine(Engine):
     Args:
         blocks: The network's blocks in order; each is called once per forward with the states (B, T, D) first, and
             attends through ``torch.nn.functional.scaled_dot_product_attention``.
-        head: The head.
+        heads: The heads that read windows alone.
         layout: Where the video's tokens lie in the network's sequence.
+        is_open: Whether something else reads the states too, see ``Engine``.
         trains_keys: Whether the context's keys and values train the projections that make them; its states are
             constants. The paper trains nothing of the context.
         recompute: Whether blocks are run again in the backward pass (activation checkpointing): the context's states
@@ -81,19 +81,18 @@ class FrozenEngine(Engine):
     def __init__(
         self,
         blocks: Sequence[nn.Module],
-        head: Head,
+        heads: Sequence[Head],
         layout: RowLayout,
         *,
+        is_open: bool = False,
         trains_keys: bool = False,
         recompute: bool = False,
         context_kv: ContextKV | None = None,
         name: str = "frozen",
     ) -> None:
-        patches = [PatchedMethod(block, "forward", partial(self._block, index)) for index, block in enumerate(blocks)]
-        super().__init__(name, patches, head, layout)
+        super().__init__(name, blocks, heads, layout, is_open=is_open)
         self.trains_keys = trains_keys
         self.recompute = recompute or any(checkpoints_itself(block) for block in blocks)
-        self.last = len(blocks) - 1
         self._blocks = list(blocks)
         self._context_kv = context_kv or AttentionContextKV()
         self._adapted = [
@@ -119,11 +118,17 @@ class FrozenEngine(Engine):
     def _start(self, run: ForwardState, device: torch.device) -> _State:
         return _State(run.groups, run.rows, run.batch, run.whole)
 
-    def _block(self, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        hidden = self._windowed_states(index, args, kwargs)
+    @override
+    def _run_block(
+        self,
+        index: int,
+        original: Callable[..., Any],
+        hidden: torch.Tensor,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
         run = self._run
-        if hidden is None or run is None:
-            return original(*args, **kwargs)
+        assert run is not None
         block = self._blocks[index]
         groups = range(len(run.groups))
 
@@ -173,7 +178,7 @@ class FrozenEngine(Engine):
             with self._adapted_from(index, start):
                 return original(*cut[0], **cut[1])
 
-        enough = run.attentions if index == self.last and not torch.compiler.is_compiling() else None
+        enough = run.attentions if index == self._last and not torch.compiler.is_compiling() else None
         kept = ContextCache(first, enough, run.rows)
         if first:
             passed = self._context_pass(partial(call, context, 0, first), kept, hidden.device.type)
@@ -184,8 +189,7 @@ class FrozenEngine(Engine):
             output = self._context_kv.run_window(partial(call, window, first, group.stop), kept, group.stop - first)
         else:
             output = self._context_kv.run_without_context(partial(call, window, first, group.stop), kept)
-        if index == self.last:
-            # What stands between blocks and head, and may count on T rows, gets T rows.
+        if index == self._last:
             before, after = group.loss_start, run.rows - group.stop
             return map_hidden(
                 output, lambda states: F.pad(states[:, group.loss_start - first :], (0, 0, before, after))

@@ -103,7 +103,8 @@ class FunctionInterceptor(TorchFunctionMode):
     """Hands, while entered, the calls of chosen torch functions to handlers, however the caller imported them.
 
     Args:
-        handlers: For each function its replacement, called with the same arguments. Inside a handler the tap is off.
+        handlers: For each function its replacement, called with the same arguments; one that returns ``NotImplemented``
+            leaves the call as it is. Inside a handler the tap is off.
         fallback: Called with every other function, its positional and its keyword arguments.
 
     Example:
@@ -130,7 +131,9 @@ class FunctionInterceptor(TorchFunctionMode):
             func = torch.unflatten  # the method calls super(), which torch.compile does not trace
         handler = self.handlers.get(func)
         if handler is not None:
-            return handler(*args, **(kwargs or {}))
+            result = handler(*args, **(kwargs or {}))
+            if result is not NotImplemented:
+                return result
         if func is F.multi_head_attention_forward and self._attention is not None:
             # torch runs its body with the tap off
             return multi_head_attention(self._attention, *args, **(kwargs or {}))

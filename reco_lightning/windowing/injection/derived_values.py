@@ -24,6 +24,8 @@ _QUIET = frozenset(
 )
 """Functions that say nothing of what is computed: views, copies, and questions about shape and type."""
 
+_SHAPED_BY_OTHERS = frozenset(["to", "type_as", "view_as", "reshape_as", "expand_as"])
+
 
 class DerivedValues:
     """Follows tensors from function to function, by their identity, through what ``FunctionInterceptor`` hands on.
@@ -59,13 +61,14 @@ class DerivedValues:
         """Calls a function, and follows its result where it is given what is followed."""
         if not self._known:
             return function(*args, **kwargs)
-        given = list(self._derived(tree_leaves((args, kwargs))))
+        name = getattr(function, "__name__", str(function)).strip("_")
+        # of other arguments these read the shape or the type alone
+        given = list(self._derived(tree_leaves(args[:1] if name in _SHAPED_BY_OTHERS else (args, kwargs))))
         if not given:
             return function(*args, **kwargs)
         if self.hides_numbers and function in _NUMBERS:
             return math.nan
         result = function(*args, **kwargs)
-        name = getattr(function, "__name__", str(function)).strip("_")
         if name.endswith("_like") or name.startswith("new_"):  # made in its shape, not of its values
             return result
         names = tuple(dict.fromkeys(each for tensor in given for each in self._known[id(tensor)][1]))

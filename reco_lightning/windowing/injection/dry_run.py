@@ -7,7 +7,7 @@ import copy
 import random
 import warnings
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -118,6 +118,39 @@ class DryRun:
                 return self.step()
             except StepEndedError:
                 return None
+
+    def losses(
+        self, numbers: Sequence[int], handlers: Mapping[Callable[..., Any], Callable[..., Any]] | None = None
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Runs the step without gradient up to the last of some calls of ``F.cross_entropy``.
+
+        Args:
+            numbers: Which calls, in order, counted from 0.
+            handlers: As in ``run``.
+
+        Returns:
+            For each of them the logits and the targets that it was given.
+
+        Raises:
+            RuntimeError: If the step ended before.
+        """
+        given: list[tuple[torch.Tensor, torch.Tensor]] = []
+        calls = 0
+
+        def cross_entropy(logits: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            nonlocal calls
+            if calls in numbers:
+                given.append((logits, target))
+            if len(given) == len(numbers):
+                raise StepEndedError
+            calls += 1
+            return F.cross_entropy(logits, target, *args, **kwargs)
+
+        with torch.no_grad():
+            self.run(cross_entropy, handlers)
+        if len(given) < len(numbers):
+            raise RuntimeError("the training step did not reach its cross-entropy a second time")
+        return given
 
     @contextmanager
     def _restored(self) -> Iterator[None]:

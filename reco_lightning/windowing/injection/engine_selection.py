@@ -21,6 +21,7 @@ from reco_lightning.windowing.engines.detached import DetachedEngine
 from reco_lightning.windowing.engines.frozen import FrozenEngine
 from reco_lightning.windowing.engines.mingpt import is_mingpt_attention
 from reco_lightning.windowing.injection.dry_run import DryRun
+from reco_lightning.windowing.injection.loss_calls import TracedHead
 from reco_lightning.windowing.injection.recompile_limit import is_compiled
 from reco_lightning.windowing.injection.step_trace import Overrides, Trace, trace_step
 from reco_lightning.windowing.injection.verification import verify_engine
@@ -86,27 +87,18 @@ def build_engine(
         MisconfigurationException: If the engine does not run such blocks; the text says why.
     """
     blocks = block_stacks(module)[trace.blocks]
-    module_of_head = module.get_submodule(trace.head)
     kind = f"the blocks '{trace.blocks}' ({describe_module(blocks[0])})"
-    placeholder = None
-    # inside a compiled graph copies of a placeholder are real ones
-    if (trace.views_head or (trace.copies_head and not is_compiled(module))) and not _watches_outputs(module):
-        placeholder = trace.logits.new_full((), float("nan"), dtype=trace.head_type)
-    head = Head(
-        module_of_head,
-        outside_value=0.0 if trace.learns_behind_head else float("nan"),
-        placeholder=placeholder,
-        deferred=chunked_loss and placeholder is not None and _is_plain_linear(module_of_head),
-    )
+    heads = [_build_head(module, head, chunked_loss=chunked_loss) for head in trace.heads]
     layout = trace.layout(tokens)
     if name == "dropped":
-        return DroppedEngine(module.get_submodule(trace.network), head, layout, rows=trace.rows)
+        network = module.get_submodule(trace.network)
+        return DroppedEngine(network, blocks[-1], heads, layout, rows=trace.rows, is_open=trace.is_open)
     if name == "masked":
-        return DetachedEngine(blocks, head, layout, fixed_length=True)
+        return DetachedEngine(blocks, heads, layout, fixed_length=True, is_open=trace.is_open)
     if not trace.flat:
         raise MisconfigurationException(f"{kind} take states of more dimensions than (B, T, D), which cannot be cut")
     if name == "prefix":
-        return DetachedEngine(blocks, head, layout, fixed_length=False)
+        return DetachedEngine(blocks, heads, layout, fixed_length=False, is_open=trace.is_open)
     context_kv: ContextKV = AttentionContextKV()
     if name == "cache":
         argument, *others = set(map(find_cache_argument, blocks))
@@ -128,12 +120,28 @@ def build_engine(
         )
     return FrozenEngine(
         blocks,
-        head,
+        heads,
         layout,
+        is_open=trace.is_open,
         trains_keys=context == "keys",
         recompute=trace.recomputed,
         context_kv=context_kv,
         name=name,
+    )
+
+
+def _build_head(module: nn.Module, traced: TracedHead, *, chunked_loss: bool) -> Head:
+    part = module.get_submodule(traced.name) if traced.is_module else None
+    placeholder = None
+    # inside a compiled graph copies of a placeholder are real ones
+    if (traced.is_viewed or (traced.is_copied and not is_compiled(module))) and not _watches_outputs(module):
+        placeholder = traced.like.new_full((), float("nan"))
+    return Head(
+        part,
+        call=traced.call,
+        outside_value=0.0 if traced.learns_behind else float("nan"),
+        placeholder=placeholder,
+        deferred=chunked_loss and placeholder is not None and (part is None or _is_plain_linear(part)),
     )
 
 
@@ -237,6 +245,13 @@ def _verified(
         engine.remove()
 
 
+def _name_heads(trace: Trace) -> str:
+    parts = [f"head '{head.name}'" for head in trace.heads]
+    if any(call.head is None for call in trace.calls):
+        parts.append("heads that read the states of all rows, zero outside the window")
+    return ", ".join(parts)
+
+
 def _report(
     module: nn.Module,
     trace: Trace,
@@ -250,7 +265,7 @@ def _report(
     compared = "first window equals" if context == "dropped" else "first, second and last window equal"
     notes = [
         f"engine '{engine.name}', context '{context}', on network '{trace.network or type(module).__name__}': "
-        f"{len(block_stacks(module)[trace.blocks])} blocks '{trace.blocks}', head '{trace.head}', "
+        f"{len(block_stacks(module)[trace.blocks])} blocks '{trace.blocks}', {_name_heads(trace)}, "
         f"{trace.layout(sampler.tokens).prefix(trace.rows)} prefix rows + {sampler.tokens} video tokens",
         "not verified" if error is None else f"{compared} the plain forward to {error:.0e}",
     ]

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,8 +13,10 @@ from reco_lightning.support.lightning_modules import loss_of
 from reco_lightning.windowing.injection.autograd_graph import depends
 from reco_lightning.windowing.injection.derived_values import DerivedValues
 from reco_lightning.windowing.injection.dry_run import DryRun
+from reco_lightning.windowing.losses.cross_entropy import read_options
 
 if TYPE_CHECKING:
+    from reco_lightning.windowing.injection.loss_calls import LossCall
     from reco_lightning.windowing.injection.step_trace import Trace
 
 __all__ = ["OtherUses"]
@@ -27,29 +29,47 @@ class OtherUses:
         derived: What is computed of the states that leave the blocks.
         logged: Names of the functions that made a logged value of them, by key.
         returned: Whether the step returned a loss.
+        roots: The states that left each stack of blocks, by its name.
     """
 
     def __init__(self) -> None:
         self.derived = DerivedValues()
         self.logged: dict[str, str] = {}
         self.returned = False
-        self._roots: dict[str, torch.Tensor] = {}
-        self._rows: torch.Tensor | None = None
+        self.roots: dict[str, torch.Tensor] = {}
+        self._entropies: dict[int, torch.Tensor] = {}  # of the network, by the number of their call
+        self._divisors: dict[int, int] = {}  # what makes means of them
         self._losses: list[torch.Tensor] = []
 
     def root(self, blocks: str, states: torch.Tensor) -> torch.Tensor:
         """Returns the states that leave a stack of blocks as the beginning of a graph, and follows them."""
         root = states.detach().requires_grad_()
-        self._roots[blocks] = root
+        self.roots[blocks] = root
         self.derived.follow(root)
         return root
 
-    def cross_entropy(self, logits: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Computes the network's cross-entropy without a way back to the states, so that all other ways show."""
-        losses = F.cross_entropy(logits.detach(), target, *args, **kwargs).requires_grad_()
-        if losses.ndim:
-            self._rows = losses
-        return losses
+    def cross_entropy(
+        self, number: int, logits: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """Computes a cross-entropy of the network without a way back to the states, so that all other ways show."""
+        options = read_options(args, kwargs)
+        entropy = F.cross_entropy(logits.detach(), target, **options).requires_grad_()
+        counted = int((target != options["ignore_index"]).sum()) if options["reduction"] == "sum" else 1
+        self._entropies[number], self._divisors[number] = entropy, max(counted, 1)
+        return entropy
+
+    def weights(self, calls: Sequence[LossCall]) -> list[float]:
+        """Returns how much each mean counts in what the step makes of several cross-entropies; 1 of a single one."""
+        used = [loss for loss in self._losses if loss.requires_grad]
+        if len(calls) == 1 or not used:
+            return [1.0] * len(calls)
+        entropies = [self._entropies[call.number] for call in calls]
+        total = torch.stack([loss.sum() for loss in used]).sum()
+        gradients = torch.autograd.grad(total, entropies, retain_graph=True, allow_unused=True)
+        return [
+            0.0 if gradient is None else float(gradient.sum()) * self._divisors[call.number]
+            for gradient, call in zip(gradients, calls, strict=True)
+        ]
 
     def log(self, name: str, value: Any) -> None:
         """Stands in for the module's log."""
@@ -71,17 +91,24 @@ class OtherUses:
             trace: What the trace found.
             modules: Outputs of the modules behind the blocks, by name.
         """
-        root = self._roots[trace.blocks]
+        root = self.roots[trace.blocks]
+        cross_entropy = f"the cross-entropy of the head '{trace.head}'" if trace.head else "its cross-entropy"
         for loss in self._losses:
             if loss.requires_grad and depends(loss, root):
-                behind = [name for name, output in modules.items() if depends(loss, output)]
+                behind = [name for name, output in modules.items() if output.requires_grad and depends(loss, output)]
                 return [
-                    f"the loss depends on the states of the blocks '{trace.blocks}' besides the cross-entropy of the "
-                    f"head '{trace.head}', by {self.derived.names(loss) or 'other functions'} (modules {behind}); "
-                    "outside the window there are neither states nor logits: take that term out, or compute it from "
-                    "a forward of its own"
+                    f"the loss depends on the states of the blocks '{trace.blocks}' besides {cross_entropy}, by "
+                    f"{self.derived.names(loss) or 'other functions'} (modules {behind}); outside the window there "
+                    "are neither states nor logits: take that term out, or compute it from a forward of its own"
                 ]
-        if self._rows is None or not self._losses or self._is_weighted_sum(dry_run, trace.call, self._rows):
+        if names := ", ".join(filter(None, map(self.derived.names, self._losses))):
+            return [
+                f"the loss is computed of the states inside the blocks '{trace.blocks}', or of numbers from states or "
+                f"logits, by {names}; a windowed step has those of its window alone: take that term out, or compute it "
+                "from a forward of its own"
+            ]
+        by_row = [call.number for call in trace.calls if self._entropies[call.number].ndim]
+        if not self._losses or all(self._is_weighted_sum(dry_run, number) for number in by_row):
             return []
         return [
             "the loss is no weighted sum of the losses that F.cross_entropy(reduction='none') gives (a focal loss, a "
@@ -89,10 +116,10 @@ class OtherUses:
             "the losses, or another reduction"
         ]
 
-    def _is_weighted_sum(self, dry_run: DryRun, call: int, rows: torch.Tensor) -> bool:
+    def _is_weighted_sum(self, dry_run: DryRun, number: int) -> bool:
         """Runs the step again with other losses of the rows: what is lost or won must be theirs, by their weights."""
-        loss = self._losses[0]
-        (weights,) = torch.autograd.grad(loss.sum(), rows, allow_unused=True)
+        loss, rows = self._losses[0], self._entropies[number]
+        (weights,) = torch.autograd.grad(loss.sum(), rows, retain_graph=True, allow_unused=True)
         if weights is None:
             return True
         factors = torch.rand(rows.shape, generator=torch.Generator().manual_seed(0)) + 0.5
@@ -102,7 +129,7 @@ class OtherUses:
         def cross_entropy(*args: Any, **kwargs: Any) -> torch.Tensor:
             nonlocal calls
             calls += 1
-            return other.clone() if calls == call + 1 else F.cross_entropy(*args, **kwargs)
+            return other.clone() if calls == number + 1 else F.cross_entropy(*args, **kwargs)
 
         with torch.no_grad():
             again.append(loss_of(dry_run.run(cross_entropy, manual_backward=again.append)))

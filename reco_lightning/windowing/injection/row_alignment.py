@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,19 +49,21 @@ class RowEvidence:
         return False if any(bool((first != first[0]).any()) for first in firsts) else None
 
 
-def row_origins(logits: torch.Tensor, source: torch.Tensor, batch: int, length: int) -> list[tuple[int, int, int]]:
-    """Finds for some loss rows the row of the head's output that each comes from.
+def row_origins(
+    logits: torch.Tensor, sources: Sequence[torch.Tensor], batch: int, length: int
+) -> list[tuple[int, int, int]]:
+    """Finds for some loss rows the row of the network that each comes from.
 
     Args:
         logits: What the loss was given, (B * L, V) or (B, V, ...), with a graph.
-        source: The head's output, (B, ..., V).
+        sources: What they are made of, each (B, T, ...) or (B * T, ...), beside zero weights.
         batch: B, the size of the batch.
         length: L, loss rows of a sample.
 
     Returns:
         Triples (sample, loss row, network row); the last is far below 0 where a row comes from several or another one.
     """
-    view = logits.view(batch, length, -1) if logits.ndim == 2 else logits.flatten(2).transpose(1, 2)
+    view = logits.reshape(batch, length, -1) if logits.ndim == 2 else logits.flatten(2).transpose(1, 2)
     places: list[tuple[int, int, int]] = []
     for sample, row in {
         (0, 0),
@@ -71,9 +74,15 @@ def row_origins(logits: torch.Tensor, source: torch.Tensor, batch: int, length: 
     }:
         # uneven weights: the plain sum of what a norm behind the head returns has no gradient
         weighted = view[sample, row] @ torch.linspace(1, 2, view.shape[-1], dtype=view.dtype, device=view.device)
-        (gradient,) = torch.autograd.grad(weighted, source, retain_graph=True)
-        touched = gradient.abs().amax(dim=-1).flatten(1).nonzero().tolist()
-        place = touched[0][1] if len(touched) == 1 and touched[0][0] == sample else -(len(places) + 2) * length
+        gradients = torch.autograd.grad(weighted, list(sources), retain_graph=True, allow_unused=True)
+        touched = {
+            (index, place)
+            for gradient in gradients
+            if gradient is not None
+            for index, place in gradient.abs().amax(dim=-1).view(batch, -1).nonzero().tolist()
+        }
+        index, place = touched.pop() if len(touched) == 1 else (-1, 0)
+        place = place if index == sample else -(len(places) + 2) * length
         places.append((sample, row, place))
     return sorted(places)
 

@@ -16,12 +16,14 @@ from torch import nn
 from reco_lightning.support.block_stacks import block_stacks
 from reco_lightning.windowing.engines.call_slicing import checkpoints_itself, find_hidden, map_hidden
 from reco_lightning.windowing.engines.interception import PatchedMethod
+from reco_lightning.windowing.engines.linear_calls import LINEAR_FUNCTIONS, find_linear_call
 from reco_lightning.windowing.injection.attention_watch import AttentionWatch, under_checkpoint
-from reco_lightning.windowing.injection.autograd_graph import depends, is_copied, reaches_parameter
+from reco_lightning.windowing.injection.autograd_graph import depends
 from reco_lightning.windowing.injection.dry_run import DryRun, StepEndedError
+from reco_lightning.windowing.injection.loss_calls import HeadRecord, LossCall, MetLoss, TracedHead, describe_losses
 from reco_lightning.windowing.injection.other_uses import OtherUses
-from reco_lightning.windowing.injection.row_alignment import RowEvidence, find_trailing_rows, row_origins
-from reco_lightning.windowing.losses.cross_entropy import loss_rows
+from reco_lightning.windowing.injection.row_alignment import RowEvidence, find_trailing_rows
+from reco_lightning.windowing.injection.scattered_rows import find_scattered_rows
 from reco_lightning.windowing.rows import RowLayout
 
 __all__ = ["Overrides", "Trace", "trace_step"]
@@ -49,50 +51,45 @@ class Trace:
     """The findings of the trace.
 
     Args:
-        network: Name of the smallest called module that holds blocks and head.
+        network: Name of the smallest called module that holds blocks and heads.
         blocks: Name of the list of blocks.
-        head: Name of the module that makes the logits.
+        heads: What makes logits of the states, and is run on windows alone.
+        calls: The network's cross-entropies, in their order.
         rows: T, the length of the network's sequence.
         trailing_rows: Rows after the one that predicts the last video token.
         prefix: P where the user says it, which then holds for every batch.
-        rows_after_loss: Rows after the one that feeds the last loss row.
-        call: Which call of ``F.cross_entropy`` in the step is the network's, counted from 0.
         attention: Whether every block called ``F.scaled_dot_product_attention``.
         recomputed: Whether the blocks run under activation checkpointing.
         recomputes_parts: Whether the blocks checkpoint their attention inside themselves.
         unmasked: Whether a call of ``F.scaled_dot_product_attention`` in the blocks was neither causal nor masked.
-        learns_behind_head: Whether parameters stand between the head's output and the loss.
-        views_head: Whether the cross-entropy is given the head's output itself, or a view of it.
-        copies_head: Whether it is given that or a copy of it, in a type of its own.
-        head_type: Type of the head's output.
         flat: Whether the blocks' states are (B, T, D), and not of more dimensions.
-        logits: The cross-entropy's input in the plain step.
-        hidden: The states that the head read, (B, T, D).
+        is_open: Whether something besides the heads reads the states, or the heads do not all read the same.
+        hidden: The states that the heads read, or those that leave the blocks where it is open, (B, T, D).
         unlogged: What the step logs of the states or the logits besides its loss: names of the functions, by key.
         returns_loss: Whether the step returned a loss.
     """
 
     network: str
     blocks: str
-    head: str
+    heads: tuple[TracedHead, ...]
+    calls: tuple[LossCall, ...]
     rows: int
     trailing_rows: int
     prefix: int | None
-    rows_after_loss: int
-    call: int
     attention: bool
     recomputed: bool
     recomputes_parts: bool
     unmasked: bool
-    learns_behind_head: bool
-    views_head: bool
-    copies_head: bool
-    head_type: torch.dtype
     flat: bool
-    logits: torch.Tensor
+    is_open: bool
     hidden: torch.Tensor
     unlogged: Mapping[str, str] = field(default_factory=dict)
     returns_loss: bool = False
+
+    @property
+    def head(self) -> str:
+        """Names of the heads; ``""`` where the states of all rows are read by something else alone."""
+        return ", ".join(head.name for head in self.heads)
 
     def layout(self, tokens: int) -> RowLayout:
         """Returns where ``tokens`` video tokens lie in the sequence."""
@@ -106,29 +103,11 @@ class _Stack:
     calls: list[int] = field(default_factory=list)
     attentions: set[int] = field(default_factory=set)
     shape: torch.Size | None = None
+    last_input: torch.Tensor | None = None
     problem: str | None = None
     recomputed: bool = False
     recomputes_parts: bool = False
     unmasked: bool = False
-
-
-@dataclass
-class _Record:
-    stack: _Stack
-    name: str
-    module: nn.Module
-    states: torch.Tensor
-    output: torch.Tensor
-    version: int
-
-    def is_seen_in(self, logits: torch.Tensor) -> bool:
-        """Returns whether logits are the module's output as it left it, or a view of that."""
-        same = logits.untyped_storage().data_ptr() == self.output.untyped_storage().data_ptr()
-        return same and self.output._version == self.version
-
-    def is_copied_in(self, logits: torch.Tensor) -> bool:
-        """Returns whether logits are the module's output as it left it, or copies and views of that."""
-        return self.output._version == self.version and is_copied(logits, self.output)
 
 
 class _Recorder:
@@ -141,11 +120,15 @@ class _Recorder:
         self.stacks = [_Stack(name, blocks) for name, blocks in stacks.items()]
         self.tokens = tokens
         self.overrides = overrides
-        self.records: list[_Record] = []
+        self.records: list[HeadRecord] = []
+        self.linear_calls: list[HeadRecord] = []
         self.called: list[str] = []
-        self.finished: _Stack | None = None
+        self.active: list[str] = []
+        self.finished: list[_Stack] = []
         self.losses = 0
-        self.trace: Trace | None = None
+        self.met: list[MetLoss] = []
+        self.stack: _Stack | None = None  # of the losses
+        self.lists: list[str] = []  # of modules that are no stacks of blocks
         self.problems: list[str] = []
         self.evidence = RowEvidence()
         self.uses = OtherUses()
@@ -160,7 +143,7 @@ class _Recorder:
                 patches.append(PatchedMethod(block, "forward", partial(self._block, stack, index)))
         for name, part in self.module.named_modules():
             if part not in inside and part is not self.module:
-                hooks.append(part.register_forward_pre_hook(lambda *_, name=name: self.called.append(name)))
+                hooks.append(part.register_forward_pre_hook(lambda *_, name=name: self._begin(name)))
                 hooks.append(part.register_forward_hook(partial(self._leave, name), with_kwargs=True))
         for patch in patches:
             patch.install()
@@ -173,12 +156,31 @@ class _Recorder:
 
         return remove
 
+    def _begin(self, name: str) -> None:
+        self.called.append(name)
+        self.active.append(name)
+
     def _leave(self, name: str, part: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        while self.active and self.active.pop() != name:  # what an exception has ended was not left
+            pass
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
         if isinstance(part, nn.Embedding) and tensors:
             self.evidence.ids.append(tensors[0])
-        if self.finished and tensors and isinstance(output, torch.Tensor) and output.requires_grad and output.ndim >= 3:
-            self.records.append(_Record(self.finished, name, part, tensors[0], output, output._version))
+        if self.finished and tensors and isinstance(output, torch.Tensor) and output.requires_grad and output.ndim >= 2:
+            self.records.append(HeadRecord(name, part, tensors[0], output, output._version, tuple(self.active)))
+
+    def function(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Calls a function of torch that has no handler, and follows its result."""
+        result = self.uses.derived.call(function, args, kwargs)
+        if self.finished and function in LINEAR_FUNCTIONS:
+            call = find_linear_call(function, args, kwargs)
+            if call is not None:
+                name = f"{getattr(function, '__name__', 'linear').strip('_')}()"
+                record = HeadRecord(name, None, call.states, result, result._version, tuple(self.active))
+                self.linear_calls.append(record)
+                if result.requires_grad:
+                    self.records.append(record)
+        return result
 
     def _block(self, stack: _Stack, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         hidden = find_hidden(args, kwargs)
@@ -186,6 +188,9 @@ class _Recorder:
             return original(*args, **kwargs)
         if not torch.is_grad_enabled() and not hidden.requires_grad:
             return original(*args, **kwargs)
+        if hidden is stack.last_input and len(stack.blocks) > 1:  # heads, say, that all read the same
+            self._leave_out(stack)
+        stack.last_input = hidden
         stack.calls.append(index)
         outside = under_checkpoint()
         stack.recomputed = stack.recomputed or outside
@@ -196,12 +201,19 @@ class _Recorder:
             stack.attentions.add(index)
         stack.unmasked = stack.unmasked or seen.unmasked
         stack.recomputes_parts = stack.recomputes_parts or (seen.checkpointed and not outside)
+        states = find_hidden(tuple(output) if isinstance(output, (tuple, list)) else (output,), {})
+        if states is not None and states.shape != hidden.shape:
+            self._leave_out(stack)
         if index < len(stack.blocks) - 1:
+            if states is not None:
+                self.uses.derived.follow(states)
             return output
 
         if hidden.ndim < 3:
             stack.problem = f"its blocks take states of the shape {tuple(hidden.shape)}, and not (B, T, D)"
-        stack.shape, self.finished = hidden.shape, stack
+        stack.shape, stack.last_input = hidden.shape, None
+        self.finished.append(stack)
+        self.linear_calls.clear()
         try:
             # What follows is watched with a graph of its own, which ends here.
             return map_hidden(output, partial(self.uses.root, stack.name))
@@ -209,20 +221,35 @@ class _Recorder:
             stack.problem = str(error)
             return output
 
+    def _leave_out(self, stack: _Stack) -> None:
+        """Ends the run: a list of modules is none of blocks that turn states into states, one after the other."""
+        self.lists.append(stack.name)
+        raise StepEndedError
+
     def cross_entropy(self, logits: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Stands in for ``F.cross_entropy`` during the trace; the step goes on, in search of a second one."""
-        call = self.losses
+        """Stands in for ``F.cross_entropy`` during the trace; the step goes on, in search of others."""
+        number = self.losses
         self.losses += 1
-        reached = [record for record in self.records if logits.requires_grad and depends(logits, record.output)]
-        if reached and self.trace is not None:
-            self._refuse_second(reached, logits)
-        elif reached:
-            self._explain_loss(call, reached, logits, target, kwargs.get("ignore_index", -100))
+        stack = self._stack_of(logits) if logits.requires_grad else None
+        if stack is None:
+            loss: torch.Tensor = self.uses.derived.call(F.cross_entropy, (logits, target, *args), kwargs)
+            return loss
+        self._check(stack)
         if self.problems:
             raise StepEndedError
-        if self.trace is None or call != self.trace.call:
-            return F.cross_entropy(logits, target, *args, **kwargs)
-        return self.uses.cross_entropy(logits, target, *args, **kwargs)
+        self.stack = stack
+        reached = tuple(record for record in self.records if depends(logits, record.output))
+        self.met.append(MetLoss(number, logits, target, kwargs.get("ignore_index", -100), reached))
+        return self.uses.cross_entropy(number, logits, target, *args, **kwargs)
+
+    def _stack_of(self, logits: torch.Tensor) -> _Stack | None:
+        """The blocks whose states logits are made of."""
+        for stack in self.finished[::-1]:
+            root = self.uses.roots.get(stack.name)
+            sources = [record.output for record in self.records] if root is None else [root]
+            if any(depends(logits, source) for source in sources):
+                return stack
+        return None
 
     def linear_cross_entropy(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Stands in for torch's fused loss."""
@@ -234,7 +261,7 @@ class _Recorder:
 
     def backward(self, *args: Any, **kwargs: Any) -> None:
         """Stands in for ``Tensor.backward``: what may follow it is a step of an optimizer that is not the trainer's."""
-        if self.trace is not None:
+        if self.met:
             self.uses.take(args[0])
             raise StepEndedError
         torch.Tensor.backward(*args, **kwargs)
@@ -250,135 +277,115 @@ class _Recorder:
             handlers[F.linear_cross_entropy] = self.linear_cross_entropy
         return handlers
 
-    def _refuse_second(self, reached: Sequence[_Record], logits: torch.Tensor) -> None:
-        assert self.trace is not None
-        second = reached[-1].stack
-        if second.name != self.trace.blocks:
+    def _check(self, stack: _Stack) -> None:
+        """Notes why a loss on a stack of blocks cannot be windowed, if so."""
+        if self.stack is not None and self.stack is not stack:
             self.problems.append(
-                f"two networks ('{self.trace.blocks}', '{second.name}') have a cross-entropy each; name the one to "
-                "window by network="
+                f"two networks ('{self.stack.name}', '{stack.name}') have a cross-entropy each; name the one to window "
+                "by network="
             )
-            return
-        head = self._find_head(reached, _classes(logits))
-        self.problems.append(
-            f"training_step computes two cross-entropies on the blocks '{second.name}' (heads '{self.trace.head}' and "
-            f"'{head.name if head else 'none'}'); windows serve one loss: join the two, or compute the second without "
-            "gradient"
-        )
-
-    def _explain_loss(
-        self, call: int, reached: Sequence[_Record], logits: torch.Tensor, target: torch.Tensor, ignore_index: int
-    ) -> None:
-        stack = reached[-1].stack
-        assert stack.shape is not None
-        if under_checkpoint():
+        elif under_checkpoint():
             self.problems.append(
                 "F.cross_entropy runs under torch.utils.checkpoint, whose recomputation would be the plain step's; "
                 "take head and loss out of it: windows save that memory too"
             )
-            return
-        if stack.calls != list(range(len(stack.blocks))):
+        elif stack.calls != list(range(len(stack.blocks))):
             stack.problem = f"its blocks were called in the order {stack.calls[:9]}, and not once each"
         if stack.problem:
             self.problems.append(f"the blocks '{stack.name}' feed the loss, but {stack.problem}")
-            return
-        rows, width = stack.shape[1:-1].numel(), stack.shape[-1]
-        classes = _classes(logits)
-        head = self._find_head(reached, classes)
-        if head is None:
-            self.problems.append(
-                f"no module turns the states (B, T, {width}) into logits of {classes} classes; seen after the blocks: "
-                f"{[record.name for record in reached]}; set head= to the module that makes the logits; logits made by "
-                "a function (F.linear with the embedding's weight) cannot be reached: let nn.Linear make them, with "
-                "head.weight = embedding.weight"
-            )
-            return
-        if head.states.shape[1:-1].numel() != rows:
-            self.problems.append(
-                f"the head '{head.name}' reads {head.states.shape[1:-1].numel()} rows, the blocks '{stack.name}' have "
-                f"{rows}; rows must be cut after the head, not between blocks and head"
-            )
-            return
-        self._align(call, stack, head, logits, target, ignore_index)
 
-    def _find_head(self, reached: Sequence[_Record], classes: int) -> _Record | None:
-        if self.overrides.head is not None:
-            return next(
-                (r for r in reached if r.name == self.overrides.head or r.name.endswith("." + self.overrides.head)),
-                None,
-            )
-        leaves = [
-            record
-            for record in reached
-            if record.output.shape[-1] == classes
-            and not list(record.module.children())
-            and any(True for _ in record.module.parameters())
-        ]
-        projections = [record for record in leaves if record.states.shape[-1] != classes]
-        return next(iter(projections or reversed(leaves)), None)
+    def describe(self, dry_run: DryRun) -> Trace:
+        """Describes what was met.
 
-    def _align(
-        self, call: int, stack: _Stack, head: _Record, logits: torch.Tensor, target: torch.Tensor, ignore_index: int
-    ) -> None:
+        Raises:
+            ValueError: If it cannot be windowed; the text says why.
+        """
+        stack, losses = self.stack, self.met
+        assert stack is not None
         assert stack.shape is not None
-        batch, rows = stack.shape[0], stack.shape[1:-1].numel()
-        try:
-            length = loss_rows(logits, target, batch)
-        except ValueError as error:
-            self.problems.append(str(error))
-            return
-        origins = row_origins(logits, head.output, batch, length)
-        offsets = {origin - row for _, row, origin in origins}
-        if len(offsets) != 1:
-            self.problems.append(
-                f"loss rows and rows of the network are not in one order: (sample, loss row, network row) {origins}; "
-                "windows need the loss over the tokens in the order of the sequence"
-            )
-            return
-        offset = offsets.pop()
-        counted = (target.reshape(batch, length) != ignore_index).any(dim=0)
-        try:
-            trailing_rows = find_trailing_rows(
-                counted,
-                rows=rows,
-                offset=offset,
-                tokens=self.tokens,
-                prefix=self.overrides.prefix_tokens,
-                evidence=self.evidence,
-                batch=batch,
-                classes=_classes(logits),
-                ignore_index=ignore_index,
-            )
-        except ValueError as error:
-            self.problems.append(str(error))
-            return
-        common = [name for name in self.called if _holds(name, stack.name) and _holds(name, head.name)]
-        network = max(common, key=len) if common else ""
-        self.trace = Trace(
-            network=network,
+        root = self.uses.roots[stack.name]
+        batch, rows = root.shape[0], root.shape[1:-1].numel()
+        heads, calls, records = describe_losses(losses, root, self.linear_calls, self.overrides.head)
+        calls = self._find_scattered(dry_run, calls, batch, rows)
+        weights = self.uses.weights(calls)
+        states = [record.states for record in records]
+        is_open = any(call.head is None for call in calls) or any(one is not states[0] for one in states)
+        return Trace(
+            network=self._find_network([head.name for head in heads if head.is_module]),
             blocks=stack.name,
-            head=head.name,
+            heads=tuple(heads),
+            calls=tuple(replace(call, weight=weight) for call, weight in zip(calls, weights, strict=True)),
             rows=rows,
-            trailing_rows=trailing_rows,
+            trailing_rows=self._align(calls, batch, rows),
             prefix=self.overrides.prefix_tokens,
-            rows_after_loss=rows - length - offset,
-            call=call,
             attention=len(stack.attentions) == len(stack.blocks),
             recomputed=stack.recomputed,
             recomputes_parts=stack.recomputes_parts and not any(map(checkpoints_itself, stack.blocks)),
             unmasked=stack.unmasked,
-            learns_behind_head=reaches_parameter(logits, head.output),
-            views_head=head.is_seen_in(logits),
-            copies_head=head.is_copied_in(logits),
-            head_type=head.output.dtype,
             flat=len(stack.shape) == 3,
-            logits=logits.detach(),
-            hidden=head.states.detach().flatten(1, -2),
+            is_open=is_open,
+            hidden=(root if is_open else states[0]).detach().reshape(batch, rows, -1),
+            unlogged=self.uses.logged,
+            returns_loss=self.uses.returned,
         )
 
+    def _find_network(self, heads: Sequence[str]) -> str:
+        """The smallest called module with blocks and heads; the outermost one with the blocks where there is none."""
+        assert self.stack is not None
+        around = [name for name in self.called if _holds(name, self.stack.name)]
+        common = [name for name in around if heads and all(_holds(name, head) for head in heads)]
+        return max(common, key=len) if common else min(around, key=len, default="")
 
-def _classes(logits: torch.Tensor) -> int:
-    return logits.shape[-1] if logits.ndim == 2 else logits.shape[1]
+    def _find_scattered(self, dry_run: DryRun, calls: list[LossCall], batch: int, rows: int) -> list[LossCall]:
+        numbers = [call.number for call in calls if call.scattered is not None]
+        if not numbers:
+            return calls
+        assert self.stack is not None
+        behind = list({record.module for loss in self.met for record in loss.reached if record.module is not None})
+        leaves = [module for module in behind if not list(module.children())]
+        try:
+            found = find_scattered_rows(dry_run, self.stack.blocks[-1], leaves, numbers, batch=batch, rows=rows)
+        except ValueError as error:
+            raise ValueError(f"{self._name_readers(batch, rows)}{error}") from error
+        if len(calls) == len(numbers) and all(len(set(one)) == len(one) and list(one) != sorted(one) for one in found):
+            raise ValueError(
+                f"loss rows and rows of the network are not in one order: a sample's loss rows come from the rows "
+                f"{', '.join(map(str, found[0][:8]))} ...; windows need the loss over the tokens in the order of the "
+                "sequence"
+            )
+        origins = dict(zip(numbers, found, strict=True))
+        return [replace(call, scattered=origins.get(call.number)) for call in calls]
+
+    def _name_readers(self, batch: int, rows: int) -> str:
+        """Which heads read other rows than the blocks make."""
+        assert self.stack is not None
+        for loss in self.met:
+            for record in loss.reached:
+                size = record.states.shape[:-1].numel()
+                if record.module is not None and record.output.shape[-1] == loss.classes and size != batch * rows:
+                    own = size // batch
+                    return f"the head '{record.name}' reads {own} rows, the blocks '{self.stack.name}' have {rows}; "
+        return ""
+
+    def _align(self, calls: Sequence[LossCall], batch: int, rows: int) -> int:
+        """Rows after the one that predicts the last video token."""
+        counted = torch.zeros(rows, dtype=torch.bool)
+        for loss, call in zip(self.met, calls, strict=True):
+            counts = (loss.target.reshape(batch, -1) != loss.ignore_index).any(dim=0).cpu()
+            counted[torch.tensor(call.origins(rows))[counts]] = True
+        start = min(min(call.origins(rows)) for call in calls)
+        stop = max(max(call.origins(rows)) for call in calls) + 1
+        return find_trailing_rows(
+            counted[start:stop],
+            rows=rows,
+            offset=start,
+            tokens=self.tokens,
+            prefix=self.overrides.prefix_tokens,
+            evidence=self.evidence,
+            batch=batch,
+            classes=max(loss.classes for loss in self.met),
+            ignore_index=self.met[0].ignore_index,
+        )
 
 
 def _holds(outer: str, inner: str) -> bool:
@@ -408,13 +415,36 @@ def trace_step(
     if overrides.blocks is not None:
         named = overrides.blocks
         stacks = {name: b for name, b in stacks.items() if name == named or name.endswith(f".{named}")}
-    found = ", ".join(f"'{name}' ({len(blocks)} x {type(blocks[0]).__name__})" for name, blocks in stacks.items())
     if not stacks:
         raise MisconfigurationException(
             f"no stack of blocks was found in {type(module).__name__} with network={overrides.network!r}, "
             f"blocks={overrides.blocks!r}; a ModuleList or Sequential of like modules was sought, these exist: "
             f"{list(block_stacks(module)) or 'none'}; set blocks= to the name of one"
         )
+    recorder, dry_run = _record(module, step, stacks, tokens, overrides)
+    while recorder.lists and overrides.blocks is None:
+        stacks = {name: blocks for name, blocks in stacks.items() if name not in recorder.lists}
+        recorder, dry_run = _record(module, step, stacks, tokens, overrides)
+    if not recorder.met and not recorder.problems:
+        raise MisconfigurationException(_explain_absence(module, recorder, _name_stacks(stacks)))
+    trace = None
+    if not recorder.problems:
+        try:
+            trace = recorder.describe(dry_run)
+        except ValueError as error:
+            recorder.problems.append(str(error))
+    if trace is not None:
+        modules = {record.name: record.output for record in recorder.records}
+        recorder.problems += recorder.uses.problems(dry_run, trace, modules)
+    if recorder.problems or trace is None:
+        raise MisconfigurationException(f"{type(module).__name__} cannot be windowed: {'; '.join(recorder.problems)}")
+    return trace, dry_run
+
+
+def _record(
+    module: nn.Module, step: Callable[[], Any], stacks: dict[str, list[nn.Module]], tokens: int, overrides: Overrides
+) -> tuple[_Recorder, DryRun]:
+    """Runs the step once, watched."""
     evaluated = [
         part for blocks in stacks.values() for block in blocks for part in block.modules() if part is not block
     ]
@@ -426,30 +456,27 @@ def trace_step(
             result = dry_run.run(
                 recorder.cross_entropy,
                 recorder.handlers,
-                fallback=recorder.uses.derived.call,
+                fallback=recorder.function,
                 log=recorder.uses.log,
                 manual_backward=recorder.uses.take,
             )
         recorder.uses.take(result, returned=True)
     except Exception as error:
-        if recorder.trace is None:  # what is wrong behind the loss is the step's own affair
+        if not recorder.met:  # what is wrong behind the loss is the step's own affair
             remove()
             dry_run.run(F.cross_entropy)  # what is wrong without the trace too is the step's own error
             raise MisconfigurationException(
-                f"{type(module).__name__} cannot be windowed: its training step fails under the trace of {found}: "
-                f"{type(error).__name__}: {error}; set network= or blocks= if these are the wrong ones"
+                f"{type(module).__name__} cannot be windowed: its training step fails under the trace of "
+                f"{_name_stacks(stacks)}: {type(error).__name__}: {error}; set network= or blocks= if these are the "
+                "wrong ones"
             ) from error
     finally:
         remove()
-    if recorder.trace is not None and not recorder.problems:
-        modules = {record.name: record.output for record in recorder.records}
-        recorder.problems += recorder.uses.problems(dry_run, recorder.trace, modules)
-    if recorder.problems:
-        raise MisconfigurationException(f"{type(module).__name__} cannot be windowed: {'; '.join(recorder.problems)}")
-    if recorder.trace is None:
-        raise MisconfigurationException(_explain_absence(module, recorder, found))
-    trace = replace(recorder.trace, unlogged=recorder.uses.logged, returns_loss=recorder.uses.returned)
-    return trace, dry_run
+    return recorder, dry_run
+
+
+def _name_stacks(stacks: Mapping[str, Sequence[nn.Module]]) -> str:
+    return ", ".join(f"'{name}' ({len(blocks)} x {type(blocks[0]).__name__})" for name, blocks in stacks.items())
 
 
 def _explain_absence(module: nn.Module, recorder: _Recorder, found: str) -> str:
@@ -464,7 +491,7 @@ def _explain_absence(module: nn.Module, recorder: _Recorder, found: str) -> str:
         for name, part in module.named_modules()
         if isinstance(part, nn.Linear) and part not in inside and name not in recorder.called
     ]
-    if recorder.finished is not None and uncalled:
+    if recorder.finished and uncalled:
         return (
             f"{text}; the head '{uncalled[-1]}' was never called: if its weight enters a fused linear cross-entropy "
             "(Liger), call the head and F.cross_entropy in its place: windows save that memory too"
@@ -472,9 +499,7 @@ def _explain_absence(module: nn.Module, recorder: _Recorder, found: str) -> str:
     problems = [f"the blocks '{stack.name}': {stack.problem}" for stack in recorder.stacks if stack.problem]
     if problems:
         return f"{text}; {'; '.join(problems)}"
-    if recorder.finished is None:
-        apart = ", ".join(
-            f"'{stack.name}' ({len(stack.blocks)} x {type(stack.blocks[0]).__name__})" for stack in recorder.stacks
-        )
+    if not recorder.finished:
+        apart = _name_stacks({stack.name: stack.blocks for stack in recorder.stacks})
         return f"{text}; the blocks {apart} are never called as a whole, once each and with gradient: set blocks="
     return f"{text}; compute the loss by F.cross_entropy, or set blocks= and head="

@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from reco_lightning.windowing.engines.base import Engine
-from reco_lightning.windowing.injection.dry_run import DryRun, StepEndedError
+from reco_lightning.windowing.injection.dry_run import DryRun
+from reco_lightning.windowing.injection.loss_calls import LossCall
 from reco_lightning.windowing.injection.step_trace import Trace
 from reco_lightning.windowing.losses.cross_entropy import select_rows
 from reco_lightning.windowing.sampler import Window
@@ -49,8 +48,9 @@ def verify_engine(
     for windows in runs:
         engine.activate(windows, attached=attached, inference=True)
         try:
-            logits, target = _own_loss(trace, dry_run)
-            worst = max(worst, _compare(engine, trace, logits, target, exact=exact))
+            given = dry_run.losses([call.number for call in trace.calls], engine.handlers)
+            for call, (logits, target) in zip(trace.calls, given, strict=True):
+                worst = max(worst, _compare(engine, trace, call, logits, target, exact=exact))
         except MisconfigurationException:
             raise
         except Exception as error:
@@ -65,34 +65,22 @@ def verify_engine(
     return worst
 
 
-def _own_loss(trace: Trace, dry_run: DryRun) -> tuple[torch.Tensor, torch.Tensor]:
-    """Runs the step up to the network's own cross-entropy and returns what that is given."""
-    calls = 0
-    given: list[torch.Tensor] = []
-
-    def cross_entropy(logits: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if calls <= trace.call:
-            return F.cross_entropy(logits, target, *args, **kwargs)
-        given.extend((logits, target))
-        raise StepEndedError
-
-    with torch.no_grad():
-        dry_run.run(cross_entropy)
-    if not given:
-        raise RuntimeError("the training step did not reach its cross-entropy a second time")
-    return given[0], given[1]
-
-
-def _compare(engine: Engine, trace: Trace, logits: torch.Tensor, target: torch.Tensor, *, exact: bool) -> float:
+def _compare(
+    engine: Engine,
+    trace: Trace,
+    call: LossCall,
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    exact: bool,
+) -> float:
     output = engine.output
     if output is None:
         raise MisconfigurationException(f"the head '{trace.head}' was not reached by the windowed step")
     groups, batch = output.groups, output.batch
     names = _names([group.window for group in groups])
-    offset = trace.rows - trace.rows_after_loss - target.numel() // batch
-    own, _ = select_rows(logits, target, groups, batch=batch, offset=offset)
+    rows = call.loss_rows(trace.rows, call.length)
+    own, _ = select_rows(logits, target, groups, batch=batch, rows=rows)
     others = int(logits.isnan().any(dim=1 if logits.ndim > 2 else -1).sum())
     whole = not others and all(len(group.window) == engine.layout.tokens for group in groups)
     if own.isnan().any() or (not whole and others + own.shape[0] != target.numel()):
@@ -105,8 +93,8 @@ def _compare(engine: Engine, trace: Trace, logits: torch.Tensor, target: torch.T
     for group, hidden in zip(groups, output.hidden, strict=True):
         if not exact and group.window.start > 0:
             continue
-        single, _ = select_rows(logits, target, [group], batch=batch, offset=offset)
-        plain, _ = select_rows(trace.logits, target, [group], batch=batch, offset=offset)
+        single, _ = select_rows(logits, target, [group], batch=batch, rows=rows)
+        plain, _ = select_rows(call.logits, target, [group], batch=batch, rows=rows)
         states = trace.hidden[group.samples, group.loss_start : group.stop]
         error = max(error, _difference(hidden, states), _difference(single, plain))
     allowed = (
@@ -134,5 +122,7 @@ def _names(windows: Sequence[Window]) -> str:
 
 
 def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    if not a.numel():  # a loss may have no row in the window
+        return 0.0
     a, b = a.float(), b.float()
     return float((a - b).abs().max() / b.abs().max().clamp_min(1e-12))

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,17 +13,18 @@ import torch.nn.functional as F
 
 from reco_lightning.windowing.engines.base import Engine
 from reco_lightning.windowing.engines.interception import FunctionInterceptor
-from reco_lightning.windowing.injection.autograd_graph import depends
 from reco_lightning.windowing.injection.derived_values import DerivedValues
+from reco_lightning.windowing.injection.loss_calls import LossCall
 from reco_lightning.windowing.injection.step_trace import Trace
 from reco_lightning.windowing.losses.continuity import Continuity, ContinuityNorm, continuity_loss, gradient_norm
 from reco_lightning.windowing.losses.cross_entropy import (
     WindowCrossEntropy,
     plain_cross_entropy,
+    read_options,
     select_rows,
     window_cross_entropy,
 )
-from reco_lightning.windowing.rows import RowLayout, WindowOutput
+from reco_lightning.windowing.rows import HeadInput, LossRows, RowLayout, WindowOutput
 from reco_lightning.windowing.sampler import Window
 
 __all__ = ["Injection", "StepReport", "WindowLoss", "mean_continuity"]
@@ -32,7 +33,6 @@ _COPIES = tuple(
     getattr(torch.Tensor, name)
     for name in ("bfloat16", "clone", "contiguous", "double", "float", "half", "to", "type", "type_as")
 )
-_OPTIONS = ("weight", "size_average", "ignore_index", "reduce", "reduction", "label_smoothing")
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,18 @@ class StepReport:
     """Measurements of a windowed step, without graph.
 
     Args:
-        cross_entropy: Mean over the windows' tokens, nats.
+        cross_entropy: Mean over the windows' tokens, nats; of several cross-entropies what the step makes of them.
         continuity: The continuity term before its weight.
         window_start: Mean start of the step's windows, tokens.
         losses: For each group its window and cross-entropy; empty where nobody asked for them.
+        parts: Mean of each of several cross-entropies, in their order, nats; empty where there is one.
     """
 
     cross_entropy: torch.Tensor
     continuity: torch.Tensor
     window_start: float
     losses: tuple[tuple[Window, torch.Tensor], ...] = ()
+    parts: tuple[torch.Tensor, ...] = ()
 
 
 def mean_continuity(output: WindowOutput, norm: ContinuityNorm, lag: int = 1) -> torch.Tensor:
@@ -60,93 +62,130 @@ def mean_continuity(output: WindowOutput, norm: ContinuityNorm, lag: int = 1) ->
     return torch.stack(parts).sum()
 
 
-def _depends(logits: torch.Tensor, output: WindowOutput) -> bool:
-    return logits.requires_grad and output.states.requires_grad and depends(logits, output.states)
-
-
-def _is_placeholder(logits: torch.Tensor, output: WindowOutput) -> bool:
-    """Whether logits are the engine's placeholder or a view of it: one number, expanded; no copy looks like that."""
-    return output.is_placeholder and not any(logits.stride())
-
-
 class WindowLoss:
-    """Computes the loss of a windowed forward: cross-entropy of the windows' rows plus weighted continuity (Eq. 11).
+    """Computes the losses of windowed forwards: cross-entropies of the windows' rows, and continuity (Eq. 11).
 
     Args:
+        calls: The network's cross-entropies.
         continuity: The continuity term.
         layout: Where the video's tokens lie in the network's sequence.
-        rows_after_loss: Rows of the network after the one that feeds the last loss row.
         by_group: Whether the report holds each group's cross-entropy too.
+
+    Attributes:
+        main: Number of the cross-entropy that the continuity is added to: the last of those on the most rows.
     """
 
     def __init__(
-        self, continuity: Continuity, *, layout: RowLayout, rows_after_loss: int, by_group: bool = False
+        self, calls: Sequence[LossCall], continuity: Continuity, *, layout: RowLayout, by_group: bool = False
     ) -> None:
+        self.calls = tuple(calls)
         self.continuity = continuity
         self.layout = layout
-        self.rows_after_loss = rows_after_loss
         self.by_group = by_group
-        self._sizes: tuple[int, int] | None = None
+        counted = [index for index, call in enumerate(self.calls) if call.weight] or range(len(self.calls))
+        self.main = max(counted, key=lambda index: (self.calls[index].length, index))
+        self._sizes: dict[int, tuple[int, int]] = {}
 
-    def __call__(
-        self,
-        output: WindowOutput,
-        logits: torch.Tensor,
-        target: torch.Tensor,
-        *,
-        progress: float = 0.0,
-        **options: Any,
-    ) -> tuple[torch.Tensor, StepReport]:
-        """Returns the loss in the form that the options' reduction asks for, and what was measured.
+    def cross_entropy(
+        self, index: int, output: WindowOutput, logits: torch.Tensor, target: torch.Tensor, **options: Any
+    ) -> WindowCrossEntropy:
+        """Computes one of the cross-entropies on the windows' rows.
 
         Args:
+            index: Its number among ``calls``.
             output: What the windowed forward left behind.
             logits: What the loss was given: logits of all rows, or the engine's placeholder; see ``loss_rows``.
             target: Likewise.
-            progress: Fraction of the training that is done, 0 to 1.
             **options: Further arguments of ``F.cross_entropy``.
         """
-        offset = self._offset(output, target, options.get("ignore_index", -100))
-        entropy = self._cross_entropy(output, logits, target, offset=offset, options=options)
-        weight = self.continuity.at(progress)
+        call = self.calls[index]
+        rows = self._rows(index, output, target, options.get("ignore_index", -100))
+        made = None if call.head is None else output.made.get(call.head)
+        if made is not None and any(logits.stride()):
+            raise RuntimeError(
+                "F.cross_entropy was given the head's output itself on the first batch, and a copy now; the step "
+                "must always compute its loss in one way"
+            )
+        groups = output.groups
+        if len(groups) == 1 and len(groups[0].window) == self.layout.tokens:
+            if made is None:
+                return plain_cross_entropy(logits, target, **options)
+            if output.whole and isinstance(made, HeadInput):  # the plain loss may cover rows beside the tokens'
+                groups = (replace(groups[0], loss_start=0, stop=output.rows),)
+        return window_cross_entropy(logits, target, groups, batch=output.batch, rows=rows, own=made, **options)
+
+    def add_continuity(
+        self, found: Mapping[int, WindowCrossEntropy], output: WindowOutput, *, progress: float = 0.0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Adds the continuity term to the main cross-entropy.
+
+        It is added once to what the step makes of all cross-entropies: the main one's own weight is divided out.
+
+        Args:
+            found: The cross-entropies that were computed so far, by number; the main one among them.
+            output: What the windowed forward left behind.
+            progress: Fraction of the training that is done, 0 to 1.
+
+        Returns:
+            The value that the step gets, and the term before its weight, without graph.
+        """
+        entropy, weight = found[self.main], self.continuity.at(progress)
         with torch.set_grad_enabled(torch.is_grad_enabled() if weight else False):
             continuity = mean_continuity(output, self.continuity.norm, self.continuity.lag)
+        if not weight:
+            return entropy.value, continuity.detach()
+        factor = self._factor(weight, self.total(found), continuity, output)
+        share = entropy.divisor / (self.calls[self.main].weight or 1.0)
+        return entropy.value + share * factor * continuity, continuity.detach()
+
+    def total(self, found: Mapping[int, WindowCrossEntropy]) -> torch.Tensor:
+        """Returns the means of cross-entropies as the step adds them up."""
+        if len(self.calls) == 1:
+            return found[0].mean
+        return torch.stack([self.calls[index].weight * entropy.mean for index, entropy in found.items()]).sum()
+
+    def report(
+        self, found: Mapping[int, WindowCrossEntropy], output: WindowOutput, continuity: torch.Tensor
+    ) -> StepReport:
+        """Returns the measurements of a step."""
         losses: tuple[tuple[Window, torch.Tensor], ...] = ()
         if self.by_group:
+            weighted = [
+                [self.calls[index].weight * mean for mean in entropy.group_means()] for index, entropy in found.items()
+            ]
             windows = [group.window for group in output.groups]
-            losses = tuple(zip(windows, entropy.group_means(), strict=True))
+            sums = [torch.stack(of_group).sum() for of_group in zip(*weighted, strict=True)]
+            losses = tuple(zip(windows, sums, strict=True))
+        parts = tuple(entropy.mean.detach() for _, entropy in sorted(found.items())) if len(found) > 1 else ()
         start = sum(g.window.start * (g.samples.stop - g.samples.start) for g in output.groups) / output.batch
-        report = StepReport(entropy.mean.detach(), continuity.detach(), start, losses)
-        if not weight:
-            return entropy.value, report
-        factor = self._factor(weight, entropy.mean, continuity, output)
-        return entropy.value + entropy.divisor * factor * continuity, report
+        return StepReport(self.total(found).detach(), continuity, start, losses, parts)
 
     def select(
         self, output: WindowOutput, logits: torch.Tensor, target: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the windows' own logits (R, V) and targets (R,), as ``select_rows`` does."""
-        offset = self._offset(output, target)
-        own = output.logits
-        if output.head_input is not None:
-            own = replace(output.head_input, states=output.hidden).logits()
-        return select_rows(logits, target, output.groups, batch=output.batch, offset=offset, own=own)
+        """Returns the windows' own logits (R, V) and targets (R,) of the first cross-entropy, as ``select_rows``."""
+        rows = self._rows(0, output, target)
+        own = output.made.get(0)
+        if isinstance(own, HeadInput):
+            own = replace(own, states=output.hidden).logits()
+        return select_rows(logits, target, output.groups, batch=output.batch, rows=rows, own=own)
 
-    def _offset(self, output: WindowOutput, target: torch.Tensor, ignore_index: int = -100) -> int:
-        """The network's row that feeds the first loss row; refuses a batch whose rows are not those of the first."""
+    def _rows(self, index: int, output: WindowOutput, target: torch.Tensor, ignore_index: int = -100) -> LossRows:
+        """The network's rows that feed the loss rows; refuses a batch whose rows are not those of the first."""
         length = target.numel() // output.batch
-        if self._sizes is None:
-            self._sizes = (output.rows, length)
-        rows, first = self._sizes
-        if length not in (first, first + output.rows - rows):
+        rows, first = self._sizes.setdefault(index, (output.rows, length))
+        fits = length in (first, first + output.rows - rows)
+        if self.calls[index].scattered is not None:
+            fits = (output.rows, length) == (rows, first)
+        if not fits:
             raise RuntimeError(
                 f"F.cross_entropy was given {first} of {rows} rows of the network on the first batch, and {length} of "
                 f"{output.rows} now; take no rows out before the loss, use ignore_index"
             )
-        offset = output.rows - self.rows_after_loss - length
+        found = self.calls[index].loss_rows(output.rows, length)
         if length != first and not torch.compiler.is_compiling():
-            self._check_further_rows(output, target.view(output.batch, length) != ignore_index, offset, first)
-        return offset
+            self._check_further_rows(output, target.reshape(output.batch, length) != ignore_index, found.start, first)
+        return found
 
     def _check_further_rows(self, output: WindowOutput, counted: torch.Tensor, offset: int, first: int) -> None:
         """Refuses a batch with further loss rows whose targets say that the video's tokens lie elsewhere."""
@@ -165,31 +204,6 @@ class WindowLoss:
                 )
                 + ", or ignore_index to what is no token of the video"
             )
-
-    def _cross_entropy(
-        self, output: WindowOutput, logits: torch.Tensor, target: torch.Tensor, *, offset: int, options: dict[str, Any]
-    ) -> WindowCrossEntropy:
-        """The windows' cross-entropy, in the form that the caller's reduction asks for."""
-        if output.is_placeholder and not _is_placeholder(logits, output):
-            raise RuntimeError(
-                "F.cross_entropy was given the head's output itself on the first batch, and a copy now; the step "
-                "must always compute its loss in one way"
-            )
-        groups = output.groups
-        places: dict[str, Any] = {"batch": output.batch, "offset": offset}
-        whole = len(groups) == 1 and len(groups[0].window) == self.layout.tokens
-        head_input = output.head_input
-        if head_input is not None:
-            # the plain loss may cover rows beside the tokens'
-            if whole and head_input.states[0].shape[1] == output.rows:
-                rows = slice(offset, offset + target.numel() // output.batch)
-                groups = (replace(groups[0], loss_start=rows.start, stop=rows.stop),)
-                head_input = replace(head_input, states=(head_input.states[0][:, rows],))
-        elif whole and not output.is_placeholder:
-            return plain_cross_entropy(logits, target, **options)
-        return window_cross_entropy(
-            logits, target, groups, **places, own=output.logits, head_input=head_input, **options
-        )
 
     def _factor(
         self, weight: float, loss: torch.Tensor, continuity: torch.Tensor, output: WindowOutput
@@ -217,19 +231,22 @@ class Injection:
 
     def __init__(self, engine: Engine, trace: Trace, continuity: Continuity, *, by_group: bool = False) -> None:
         self.engine = engine
-        self.call = trace.call
-        self.loss = WindowLoss(
-            continuity, layout=engine.layout, rows_after_loss=trace.rows_after_loss, by_group=by_group
-        )
-        self._copied = trace.copies_head and engine.head.placeholder is not None
-        self._placeholders: list[torch.Tensor] = []
+        self.loss = WindowLoss(trace.calls, continuity, layout=engine.layout, by_group=by_group)
         self.derived = DerivedValues()
         self.unlogged = trace.unlogged
         self.returns_loss = trace.returns_loss
         self.steps = 0
+        self._indices = {call.number: index for index, call in enumerate(trace.calls)}
+        self._copied = [
+            head.placeholder
+            for head, traced in zip(engine.heads, trace.heads, strict=True)
+            if traced.is_copied and head.placeholder is not None
+        ]
+        self._placeholders: list[torch.Tensor] = []
         self._progress = 0.0
         self._calls = 0
-        self._report: StepReport | None = None
+        self._found: dict[int, WindowCrossEntropy] = {}
+        self._continuity: tuple[WindowOutput, torch.Tensor] | None = None
 
     def run(
         self, windows: Sequence[Window], step: Callable[[], Any], *, attached: int = 0, progress: float = 0.0
@@ -248,13 +265,12 @@ class Injection:
         Raises:
             RuntimeError: If the network ran and its cross-entropy was not met, or the reverse.
         """
-        self._calls, self._report, self._progress = 0, None, progress
+        self._calls, self._found, self._continuity, self._progress = 0, {}, None, progress
         self.steps += 1
         self.engine.activate(windows, attached=attached)
-        handlers: dict[Callable[..., Any], Callable[..., Any]] = {F.cross_entropy: self.cross_entropy}
+        handlers = {F.cross_entropy: self.cross_entropy, **self.engine.handlers}
         if self._copied:
-            assert self.engine.head.placeholder is not None
-            self._placeholders = [self.engine.head.placeholder]
+            self._placeholders = [*self._copied]
             handlers |= {function: partial(self._copy, function) for function in _COPIES}
         self.derived = DerivedValues(hides_numbers=True)
         self.engine.returned = self.derived.follow
@@ -263,20 +279,21 @@ class Injection:
                 result = step()
         finally:
             self.engine.returned = None
-        if self.engine.output is not None and self._report is None:
+        found, continuity = self._found, self._continuity
+        self._found, self._continuity = {}, None  # a graph is not kept until the next step
+        if self.engine.output is not None and len(found) < len(self._indices):
+            numbers = [number + 1 for number in self._indices]
             raise RuntimeError(
                 f"this training step ran the network and called F.cross_entropy {self._calls} times, where the "
-                f"network's own call was number {self.call + 1} on the first batch; the step must always compute its "
-                "losses in one order"
+                f"network's own call was number {', '.join(map(str, numbers))} on the first batch; the step must "
+                "always compute its losses in one order"
             )
-        return result, self._report
+        return result, None if continuity is None else self.loss.report(found, *continuity)
 
     def _copy(self, function: Callable[..., Any], values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Stands in for copies: that of a placeholder is one number too."""
         if not self._is_known(values):
-            if torch.compiler.is_compiling():
-                return function(values, *args, **kwargs)
-            return self.derived.call(function, (values, *args), kwargs)
+            return NotImplemented
         number = function(values[(0,) * values.ndim], *args, **kwargs)
         copied = number.expand(values.shape)
         if not torch.compiler.is_compiling():
@@ -291,23 +308,32 @@ class Injection:
         return any(values._base is known for known in self._placeholders)
 
     def cross_entropy(self, logits: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Stands in for ``F.cross_entropy`` during a step: the network's own call gives the windows'."""
-        call = self._calls
+        """Stands in for ``F.cross_entropy`` during a step: the network's own calls give the windows'."""
+        index = self._indices.get(self._calls)
         self._calls += 1
         output = self.engine.output
-        if call != self.call:
-            if (
-                call > self.call
-                and output is not None
-                and (_is_placeholder(logits, output) or (self.steps == 1 and _depends(logits, output)))
-            ):
-                raise RuntimeError(
-                    "training_step calls F.cross_entropy a second time on the windowed logits; windows serve one "
-                    "loss: join the two, or compute the second without gradient from a forward of its own"
-                )
-            return F.cross_entropy(logits, target, *args, **kwargs)
+        if index is None:
+            return self._other_cross_entropy(logits, target, *args, **kwargs)
         if output is None:
             raise RuntimeError("the network's cross-entropy was met before the network's head had run")
-        options = {_OPTIONS[place]: value for place, value in enumerate(args)} | kwargs
-        loss, self._report = self.loss(output, logits, target, progress=self._progress, **options)
+        self._found[index] = entropy = self.loss.cross_entropy(
+            index, output, logits, target, **read_options(args, kwargs)
+        )
+        if index != self.loss.main:
+            return entropy.value
+        value, continuity = self.loss.add_continuity(self._found, output, progress=self._progress)
+        self._continuity = output, continuity
+        return value
+
+    def _other_cross_entropy(
+        self, logits: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """A cross-entropy that the trace did not meet, or without gradient: refused if it is on windowed logits."""
+        is_placeholder = bool(self.engine.output and self.engine.output.made) and not any(logits.stride())
+        if torch.is_grad_enabled() and (is_placeholder or self.derived.names(logits)):
+            raise RuntimeError(
+                "training_step calls F.cross_entropy a second time on the windowed logits, as it did not on the first "
+                "batch; it must always compute its losses in one order, and what is no loss without gradient"
+            )
+        loss: torch.Tensor = self.derived.call(F.cross_entropy, (logits, target, *args), kwargs)
         return loss

@@ -6,7 +6,7 @@ Used by the injection, between an engine's windowed logits and the loss that tra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,32 @@ import torch
 import torch.nn.functional as F
 
 from reco_lightning.windowing.losses.chunked_cross_entropy import linear_cross_entropy
-from reco_lightning.windowing.rows import HeadInput, WindowGroup
+from reco_lightning.windowing.rows import HeadInput, LossRows, Places, WindowGroup
 
-__all__ = ["WindowCrossEntropy", "loss_rows", "plain_cross_entropy", "select_rows", "window_cross_entropy"]
+__all__ = [
+    "WindowCrossEntropy",
+    "loss_rows",
+    "plain_cross_entropy",
+    "read_options",
+    "select_rows",
+    "window_cross_entropy",
+]
+
+_OPTIONS = ("weight", "size_average", "ignore_index", "reduce", "reduction", "label_smoothing")
+
+
+def read_options(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options of a call of ``F.cross_entropy`` by name, the reduction of torch 0.4 as that of today.
+
+    Example:
+        >>> read_options([None, False], {})
+        {'ignore_index': -100, 'reduction': 'sum', 'weight': None}
+    """
+    options = {"ignore_index": -100, "reduction": "mean"} | dict(zip(_OPTIONS, args, strict=False)) | dict(kwargs)
+    size_average, reduce = options.pop("size_average", None), options.pop("reduce", None)
+    if size_average is not None or reduce is not None:
+        options["reduction"] = "none" if reduce is False else "sum" if size_average is False else "mean"
+    return options
 
 
 def loss_rows(logits: torch.Tensor, target: torch.Tensor, batch: int) -> int:
@@ -53,7 +76,7 @@ def select_rows(
     groups: Sequence[WindowGroup],
     *,
     batch: int,
-    offset: int,
+    rows: LossRows,
     own: Sequence[torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Takes the windows' rows out of a call of ``F.cross_entropy``.
@@ -63,22 +86,43 @@ def select_rows(
         target: As in ``loss_rows``.
         groups: The groups of the batch with their rows of the network.
         batch: B, the size of the batch.
-        offset: Row of the network that the first loss row of a sample comes from.
+        rows: Rows of the network that the loss rows come from.
         own: Logits of each group (B_g, rows, V), where ``logits`` are a placeholder; or states (B_g, rows, D).
 
     Returns:
         Logits (R, V) and targets (R,), group by group.
     """
-    rows = loss_rows(logits, target, batch)
-    target = target.view(batch, rows)
-    spans = [(group.samples, slice(group.loss_start - offset, group.stop - offset)) for group in groups]
+    chosen, targets, _ = _select(logits, target, _spans(groups, rows, target.device), batch=batch, own=own)
+    return chosen, targets
+
+
+_Span = tuple[slice, Places, Places]
+"""A group's samples, its places among the loss rows, and those of the loss rows among its own."""
+
+
+def _spans(groups: Sequence[WindowGroup], rows: LossRows, device: torch.device) -> list[_Span]:
+    return [(group.samples, *rows.places(group, device)) for group in groups]
+
+
+def _select(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    spans: Sequence[_Span],
+    *,
+    batch: int,
+    own: Sequence[torch.Tensor] | None,
+) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]:
+    """Logits (R, V), targets (R,), and how many of these rows are each group's."""
+    length = loss_rows(logits, target, batch)
     if own is None:
-        wide = logits.view(batch, rows, -1) if logits.ndim == 2 else logits.flatten(2).transpose(1, 2)  # (B, L, V)
-        own = [wide[span] for span in spans]
-    chosen, targets = [part.flatten(0, 1) for part in own], [target[span].flatten() for span in spans]
+        wide = logits.reshape(batch, length, -1) if logits.ndim == 2 else logits.flatten(2).transpose(1, 2)  # (B, L, V)
+        chosen = [wide[samples][:, places].flatten(0, 1) for samples, places, _ in spans]
+    else:
+        chosen = [part[:, places].flatten(0, 1) for part, (_, _, places) in zip(own, spans, strict=True)]
+    targets = [target.reshape(batch, length)[samples][:, places].flatten() for samples, places, _ in spans]
     if len(chosen) == 1:
-        return chosen[0], targets[0]
-    return torch.cat(chosen), torch.cat(targets)
+        return chosen[0], targets[0], (len(targets[0]),)
+    return torch.cat(chosen), torch.cat(targets), tuple(map(len, targets))
 
 
 @dataclass(frozen=True)
@@ -113,9 +157,8 @@ def window_cross_entropy(
     groups: Sequence[WindowGroup],
     *,
     batch: int,
-    offset: int,
-    own: Sequence[torch.Tensor] | None = None,
-    head_input: HeadInput | None = None,
+    rows: LossRows,
+    own: HeadInput | Sequence[torch.Tensor] | None = None,
     **options: Any,
 ) -> WindowCrossEntropy:
     """Computes the cross-entropy of the windows' rows, in the form that the caller's reduction asks for.
@@ -129,25 +172,26 @@ def window_cross_entropy(
         target: As in ``loss_rows``.
         groups: The groups of the batch with their rows of the network.
         batch: B, the size of the batch.
-        offset: Row of the network that the first loss row of a sample comes from.
-        own: Logits as in ``select_rows``; the loss is made in the type of ``logits``.
-        head_input: The head that has yet to make the logits, and what it reads; not all of them exist at a time. For
-            weights of classes, smoothing and ``"none"`` they do.
+        rows: Rows of the network that the loss rows come from.
+        own: Logits as in ``select_rows``, the loss is made in the type of ``logits``; or the head that has yet to make
+            them, and what it reads: not all of them exist at a time, but for weights of classes, smoothing and
+            ``"none"``.
         options: Further arguments of ``F.cross_entropy``.
     """
-    reduction, ignored, weight = _reduction(options), options.get("ignore_index", -100), options.get("weight")
-    chunked = head_input is not None and reduction != "none" and weight is None and not options.get("label_smoothing")
-    if head_input is not None:
-        own = head_input.states if chunked else head_input.logits()
-    rows, places = select_rows(logits, target, groups, batch=batch, offset=offset, own=own)
+    options = read_options((), options)
+    reduction, ignored, weight = options.pop("reduction"), options["ignore_index"], options.get("weight")
+    chunked, head = False, None
+    if isinstance(own, HeadInput):
+        chunked = reduction != "none" and weight is None and not options.get("label_smoothing")
+        head, own = own, own.states if chunked else own.logits()
+    spans = _spans(groups, rows, target.device)
+    chosen, places, sizes = _select(logits, target, spans, batch=batch, own=own)
     counts = places != ignored
-    if head_input is not None and chunked:
+    if head is not None and chunked:
         with torch.autocast(logits.device.type, enabled=False):
-            total, losses = linear_cross_entropy(
-                rows, head_input.weight, places, bias=head_input.bias, ignore_index=ignored
-            )
+            total, losses = linear_cross_entropy(chosen, head.weight, places, bias=head.bias, ignore_index=ignored)
     else:
-        losses = F.cross_entropy(rows.to(logits.dtype), places, reduction="none", **options)
+        losses = F.cross_entropy(chosen.to(logits.dtype), places, reduction="none", **options)
         total = losses.sum(dtype=torch.promote_types(losses.dtype, torch.float32))
     counted = counts.to(total.dtype) if weight is None else weight[places.where(counts, 0)].where(counts, 0)
     mean = _mean(total, counted.sum())
@@ -160,8 +204,11 @@ def window_cross_entropy(
         if reduction == "sum":
             value, divisor = (total * scale).to(losses.dtype), all_counted.clamp_min(1)
         else:
-            value = _place(losses * scale.to(losses.dtype), groups, offset, target.numel() // batch).view(target.shape)
-    sizes = tuple((group.samples.stop - group.samples.start) * (group.stop - group.loss_start) for group in groups)
+            scaled = (losses * scale.to(losses.dtype)).split(sizes)
+            value = losses.new_zeros(batch, rows.length)
+            for part, (samples, of_loss, _) in zip(scaled, spans, strict=True):
+                value[samples, of_loss] = part.view(samples.stop - samples.start, -1)
+            value = value.view(target.shape)
     return WindowCrossEntropy(value, divisor, mean, losses.detach(), counted, sizes)
 
 
@@ -173,35 +220,15 @@ def plain_cross_entropy(logits: torch.Tensor, target: torch.Tensor, **options: A
         target: As there.
         options: As there.
     """
+    options = read_options((), options)
     value = F.cross_entropy(logits, target, **options)
-    reduction, mean = _reduction(options), value
+    reduction, mean = options["reduction"], value
     divisor: torch.Tensor | float = 1.0
     if reduction != "mean":
-        counted = (target != options.get("ignore_index", -100)).sum().clamp_min(1)
+        counted = (target != options["ignore_index"]).sum().clamp_min(1)
         mean, divisor = value.sum() / counted, counted if reduction == "sum" else 1.0
     return WindowCrossEntropy(value, divisor, mean, mean.detach()[None], torch.ones_like(mean)[None], (1,))
 
 
-def _reduction(options: dict[str, Any]) -> str:
-    """Takes the reduction out of the options of ``F.cross_entropy``, also the one of torch 0.4."""
-    reduction: str = options.pop("reduction", "mean")
-    size_average, reduce = options.pop("size_average", None), options.pop("reduce", None)
-    if size_average is None and reduce is None:
-        return reduction
-    return "none" if reduce is False else "sum" if size_average is False else "mean"
-
-
 def _mean(total: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
     return total / count.where(count != 0, 1)
-
-
-def _place(losses: torch.Tensor, groups: Sequence[WindowGroup], offset: int, rows: int) -> torch.Tensor:
-    """Losses of the windows' rows (R,) in their places among those of all, (B, L)."""
-    parts, begin = [], 0
-    for group in groups:
-        length = group.stop - group.loss_start
-        part = losses[begin : begin + (group.samples.stop - group.samples.start) * length].view(-1, length)
-        start = group.loss_start - offset
-        parts.append(F.pad(part, (start, rows - start - length)))
-        begin += part.numel()
-    return torch.cat(parts)

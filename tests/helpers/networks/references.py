@@ -11,40 +11,56 @@ import torch
 import torch.nn.functional as F
 
 from reco_lightning import continuity_loss
+from reco_lightning.windowing.engines.interception import FunctionInterceptor
 from tests.helpers.networks.common import TOKENS
 
 plain_cross_entropy = F.cross_entropy
 
 
-class LossSeen:
-    """Notes the last call of ``F.cross_entropy`` as rows: logits (B, L, V), targets (B, L), the tokens they are."""
+class SeenCall:
+    """A call of ``F.cross_entropy`` as rows: logits (B, L, V), targets (B, L), the tokens they are."""
 
-    def __init__(self, batch: int) -> None:
-        self.batch = batch
-
-    def __call__(self, logits, target, *args, **options):
+    def __init__(self, batch, logits, target, options, tokens):
         wide = logits if logits.ndim == 2 else logits.flatten(2).mT.flatten(0, 1)
-        self.logits = wide.view(self.batch, -1, wide.shape[-1])
-        self.target = target.reshape(self.batch, -1)
+        self.logits = wide.view(batch, -1, wide.shape[-1])
+        self.target = target.reshape(batch, -1)
         self.options = options
         counted = self.target != options.get("ignore_index", -100)
         last = int(counted.any(0).nonzero().max())
-        self.tokens = torch.arange(self.target.shape[1]) - last + TOKENS - 1
+        counting = torch.arange(self.target.shape[1]) - last + TOKENS - 1
+        self.tokens = counting if tokens is None else torch.tensor(tokens)
         self.weights = (
             (counted * options["weight"][self.target.clamp_min(0)]) if options.get("weight") is not None else counted
         )
-        return plain_cross_entropy(logits, target, *args, **options)
 
     def rows(self, window):
         return ((self.tokens >= window.start) & (self.tokens < window.stop)).nonzero().flatten()
 
 
-def see_loss(module, batch, size):
-    """The loss of a module on a batch and what its cross-entropy was given."""
-    seen = LossSeen(size)
-    with patch.object(F, "cross_entropy", seen):
+class LossSeen:
+    """Notes the calls of ``F.cross_entropy``, whose loss rows are counted from the last token, or are ``tokens``."""
+
+    def __init__(self, batch, tokens=None, window=None):
+        self.batch, self.tokens, self.window = batch, tokens, window
+        self.calls = []
+
+    def __call__(self, logits, target, *args, **options):
+        tokens = None if self.tokens is None else self.tokens[len(self.calls)]
+        call = SeenCall(self.batch, logits, target, options, tokens)
+        self.calls.append(call)
+        if self.window is None:
+            return plain_cross_entropy(logits, target, *args, **options)
+        rows = call.rows(self.window)
+        return plain_cross_entropy(call.logits[:, rows].flatten(0, 1), call.target[:, rows].flatten(), **options)
+
+
+def see_loss(module, batch, size, window=None, handlers=None):
+    """The loss of a module on a batch, every cross-entropy over a window's rows alone, and what these were given."""
+    seen = LossSeen(size, getattr(module, "loss_tokens", None), window)
+    plain = patch.object(F, "cross_entropy", seen)
+    with FunctionInterceptor({F.cross_entropy: seen, **handlers}) if handlers else plain:
         value = module.loss(batch)
-    return value, seen
+    return value, seen.calls
 
 
 def cut_attention(first):
@@ -118,28 +134,36 @@ WAYS = {"attention": _attention, "cut": _cut, "states": _states, "cache": _whole
 
 def reference_gradients(setting, module, batch, size, window, weight, seed):
     """Gradients of a window's cross-entropy and continuity, by parameter name."""
-    head, stack = module.get_submodule(setting.head), module.get_submodule(setting.blocks)
+    stack = module.get_submodule(setting.blocks)
     names, parameters = zip(*[item for item in module.named_parameters() if item[1].requires_grad], strict=True)
     states = []
-    hook = head.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0].flatten(1, -2)))
+    if setting.states:
+        hook = module.get_submodule(setting.states).register_forward_hook(lambda _, __, output: states.append(output))
+    else:
+        head = module.get_submodule(setting.head)
+        hook = head.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0].flatten(1, -2)))
     torch.manual_seed(seed)
     with torch.no_grad():
-        _, seen = see_loss(module, batch, size)
+        see_loss(module, batch, size)
     prefix = states.pop().shape[1] - setting.tail - TOKENS + 1
     first = 0 if window.start == 0 else window.start + prefix - 1
     torch.manual_seed(seed)
     with WAYS[setting.reference](stack, first):  # until after backward: checkpointed blocks run again there
         if setting.reference == "cache":
             logits = through_cache(module.model, batch, first, window.stop - 1)
-            targets, options, hidden = batch[:, first + 1 : window.stop], {}, states[-1]
+            targets, hidden = batch[:, first + 1 : window.stop], states[-1]
+            loss = plain_cross_entropy(logits.flatten(0, 1), targets.flatten())
+        elif setting.states:
+            loss, _ = see_loss(module, batch, size, window)
+            hidden = states[-1][:, max(window.start + prefix - 1, 0) : window.stop + prefix - 1]
         else:
-            _, seen = see_loss(module, batch, size)
+            _, (seen,) = see_loss(module, batch, size)
             rows = seen.rows(window)
-            logits, targets, options = seen.logits[:, rows], seen.target[:, rows], dict(seen.options)
+            logits, targets = seen.logits[:, rows], seen.target[:, rows]
+            options = {name: value for name, value in seen.options.items() if name != "reduction"}
+            loss = plain_cross_entropy(logits.flatten(0, 1), targets.flatten(), **options)
             hidden = states[-1][:, max(window.start + prefix - 1, 0) : window.stop + prefix - 1]
         hook.remove()
-        options.pop("reduction", None)
-        loss = plain_cross_entropy(logits.flatten(0, 1), targets.flatten(), **options)
         gradients = torch.autograd.grad(loss + weight * continuity_loss(hidden), parameters, allow_unused=True)
     return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, parameters, gradients, strict=True)}
 

@@ -92,22 +92,6 @@ class NoCrossEntropy(DecoderModule):
         return F.mse_loss(self.network(batch[:, :-1]), F.one_hot(batch, VOCAB).float())
 
 
-class TwoHeads(DecoderModule):
-    """Two heads read the same states, each with a cross-entropy of its own."""
-
-    def __init__(self):
-        super().__init__()
-        self.second = nn.Linear(DIM, VOCAB)
-        self.network.norm.register_forward_hook(self.keep)
-
-    def keep(self, norm, inputs, output):
-        self.states = output
-
-    def loss(self, batch):
-        first = flat_loss(self.network(batch[:, :-1]), batch)
-        return first + flat_loss(self.second(self.states), batch)
-
-
 class TwoNetworks(DecoderModule):
     """Two networks over the same tokens, each with a cross-entropy of its own."""
 
@@ -117,12 +101,6 @@ class TwoNetworks(DecoderModule):
 
     def loss(self, batch):
         return flat_loss(self.network(batch[:, :-1]), batch) + self.other(batch[:, :-1], batch[:, 1:])[1]
-
-
-class SameLogitsTwice(DecoderModule):
-    def loss(self, batch):
-        logits = self.network(batch[:, :-1])
-        return flat_loss(logits, batch) + flat_loss(logits.flip(1), batch.flip(1))
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
@@ -157,17 +135,6 @@ class FusedByTorch(Fused):
 
     def loss(self, batch):
         return F.linear_cross_entropy(self.states(batch), self.network.head.weight, batch.flatten())
-
-
-class TiedByFunction(Fused):
-    """The embedding's weight as the head, by a function: no module makes the logits."""
-
-    def __init__(self):
-        super().__init__()
-        del self.network.head
-
-    def loss(self, batch):
-        return F.cross_entropy(F.linear(self.states(batch), self.network.embedding.weight), batch.flatten())
 
 
 class XTransformers(TokenModule):

@@ -46,7 +46,9 @@ def test_a_step_runs_without_any_value(options):
     groups = callback.settings.windows_per_batch
     with FakeTensorMode():
         fake, ids = build(), torch.empty(len(ids), TOKENS, dtype=torch.long)
-        trace = replace(selection.trace, logits=torch.empty(()))
+        trace = replace(
+            selection.trace, heads=tuple(replace(head, like=torch.empty(())) for head in selection.trace.heads)
+        )
         engine = build_engine(
             fake,
             trace,

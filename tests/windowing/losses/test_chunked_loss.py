@@ -146,7 +146,7 @@ def test_losses_of_groups(chunks, monkeypatch):
 
     def watched(injection, *args, **kwargs):
         result, report = run(injection, *args, **kwargs)
-        found.setdefault(injection.engine.head.deferred, []).append(report.losses)
+        found.setdefault(injection.engine.heads[0].deferred, []).append(report.losses)
         return result, report
 
     monkeypatch.setattr(Injection, "run", watched)

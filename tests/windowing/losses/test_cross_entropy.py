@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from reco_lightning.windowing.losses.cross_entropy import loss_rows, select_rows, window_cross_entropy
-from reco_lightning.windowing.rows import RowLayout, split_batch
+from reco_lightning.windowing.rows import LossRows, RowLayout, split_batch
 from reco_lightning.windowing.sampler import Window
 
 B, V, GRID = 4, 7, (3, 2, 2)
 N = 12
+ALL = LossRows(0, 12)
 ONE = [Window(4, 8)]
 TWO = [Window(0, 4), Window(4, 12)]
 OPTIONS = {
@@ -69,7 +70,7 @@ def test_every_layout_reduction_and_option_equals_loops(layout, windows, name):
 
     def run(reduction):
         return window_cross_entropy(
-            own_logits, own_target, groups, batch=B, offset=0, reduction=reduction, **options
+            own_logits, own_target, groups, batch=B, rows=ALL, reduction=reduction, **options
         ).value
 
     assert run("mean").item() == pytest.approx(total / weight, 1e-10)
@@ -86,7 +87,7 @@ def test_the_callers_division_by_its_rows_gives_the_windows_mean(reduction, igno
     _, _, logits, target = case("flat")
     target[:ignored] = -100
     groups = split_batch(ONE, RowLayout(N), batch=B, rows=N)
-    arguments = {"batch": B, "offset": 0}
+    arguments = {"batch": B, "rows": ALL}
     mean = window_cross_entropy(logits, target, groups, **arguments).value
     loss = window_cross_entropy(logits, target, groups, reduction=reduction, **arguments)
     assert loss.mean == mean
@@ -97,13 +98,13 @@ def test_the_callers_division_by_its_rows_gives_the_windows_mean(reduction, igno
 def test_several_groups_give_the_token_weighted_mean():
     _, _, logits, target = case("flat")
     groups = split_batch(TWO, RowLayout(N), batch=B, rows=N)
-    joint = window_cross_entropy(logits, target, groups, batch=B, offset=0)
+    joint = window_cross_entropy(logits, target, groups, batch=B, rows=ALL)
     of_groups = joint.group_means()
     parts = []
     for group in groups:
         rows = slice(group.samples.start * N, group.samples.stop * N)
         own = split_batch([group.window], RowLayout(N), batch=2, rows=N)
-        parts.append(window_cross_entropy(logits[rows], target[rows], own, batch=2, offset=0).value)
+        parts.append(window_cross_entropy(logits[rows], target[rows], own, batch=2, rows=ALL).value)
     torch.testing.assert_close(joint.value, (4 * parts[0] + 8 * parts[1]) / 12)
     torch.testing.assert_close(of_groups, parts)
 
@@ -120,7 +121,7 @@ def test_the_windows_rows_are_found_behind_any_prefix(rows, tail, length, offset
     logits, target, own_logits, own_target = case("flat", length)
     groups = split_batch(ONE, RowLayout(N, tail), batch=B, rows=rows)
     start = length - tail - N + 4  # loss row of token 4, counted from the target's end
-    chosen = select_rows(own_logits, own_target, groups, batch=B, offset=offset)
+    chosen = select_rows(own_logits, own_target, groups, batch=B, rows=LossRows(offset, length))
     assert torch.equal(chosen[0], logits[:, start : start + 4].flatten(0, 1))
     assert torch.equal(chosen[1], target[:, start : start + 4].flatten())
 
@@ -134,7 +135,7 @@ def test_rows_outside_the_window_may_be_nan_and_get_no_gradient(reduction):
     spoilt[:, 8:] = float("nan")
     groups = split_batch(ONE, RowLayout(N), batch=B, rows=N)
     loss = window_cross_entropy(
-        spoilt.flatten(0, 1), target.flatten(), groups, batch=B, offset=0, reduction=reduction, label_smoothing=0.1
+        spoilt.flatten(0, 1), target.flatten(), groups, batch=B, rows=ALL, reduction=reduction, label_smoothing=0.1
     ).value
     loss.sum().backward()
     assert loss.isfinite().all()
@@ -147,7 +148,7 @@ def test_rows_outside_the_window_may_be_nan_and_get_no_gradient(reduction):
 def test_the_whole_sequence_is_the_plain_call(reduction):
     _, _, logits, target = case("grid")
     groups = split_batch([Window(0, N)], RowLayout(N), batch=B, rows=N)
-    own = window_cross_entropy(logits, target, groups, batch=B, offset=0, reduction=reduction).value
+    own = window_cross_entropy(logits, target, groups, batch=B, rows=ALL, reduction=reduction).value
     torch.testing.assert_close(own, F.cross_entropy(logits, target, reduction=reduction), rtol=1e-12, atol=0)
 
 
@@ -157,7 +158,7 @@ def test_a_window_of_ignored_rows_alone_is_zero_and_so_is_its_gradient(reduction
     groups = split_batch(ONE, RowLayout(N), batch=B, rows=N)
     target = target.view(B, N).index_fill(1, torch.arange(4, 8), -100).flatten()
     logits.requires_grad_()
-    loss = window_cross_entropy(logits, target, groups, batch=B, offset=0, reduction=reduction)
+    loss = window_cross_entropy(logits, target, groups, batch=B, rows=ALL, reduction=reduction)
     assert loss.value.abs().max() == loss.mean == loss.group_means()[0] == 0
     assert torch.autograd.grad(loss.value.sum(), logits)[0].abs().max() == 0
 
@@ -170,8 +171,8 @@ def test_a_window_of_ignored_rows_alone_is_zero_and_so_is_its_gradient(reduction
 def test_the_reduction_of_torch_0_4_is_understood(legacy, reduction):
     _, _, logits, target = case("flat")
     groups = split_batch(ONE, RowLayout(N), batch=B, rows=N)
-    own = window_cross_entropy(logits, target, groups, batch=B, offset=0, **legacy).value
-    wanted = window_cross_entropy(logits, target, groups, batch=B, offset=0, reduction=reduction).value
+    own = window_cross_entropy(logits, target, groups, batch=B, rows=ALL, **legacy).value
+    wanted = window_cross_entropy(logits, target, groups, batch=B, rows=ALL, reduction=reduction).value
     assert torch.equal(own, wanted)
 
 
