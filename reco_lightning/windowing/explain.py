@@ -183,16 +183,16 @@ def _cost(
     def loss() -> torch.Tensor:
         losses: list[torch.Tensor] = []
         calls = 0
-        cross_entropy: Callable[..., torch.Tensor] = F.cross_entropy
+        windowed: Callable[..., torch.Tensor] | None = None
         if on is not None:
             settings, kind = on
-            cross_entropy = Injection(selection.engine, selection.trace, settings.continuity).cross_entropy
+            windowed = Injection(selection.engine, selection.trace, settings.continuity).cross_entropy
             selection.engine.activate([kind.window], attached=kind.attached)
         numbers = {call.number for call in selection.trace.calls}
 
-        def end(*args: Any, **kwargs: Any) -> torch.Tensor:
+        def end(*args: Any, function: Any = F.cross_entropy, **kwargs: Any) -> Any:
             nonlocal calls
-            value = cross_entropy(*args, **kwargs)
+            value = windowed(*args, function=function, **kwargs) if windowed else function(*args, **kwargs)
             if calls in numbers:
                 losses.append(value.mean())
             if len(losses) == len(numbers):

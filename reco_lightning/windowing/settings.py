@@ -15,7 +15,7 @@ from torch import nn
 from reco_lightning.support.argument_checks import check_choice, check_finite, check_flag, check_int
 from reco_lightning.support.lightning_modules import is_lightning_module
 from reco_lightning.windowing.injection.engine_selection import Selection, select_engine
-from reco_lightning.windowing.injection.step_trace import Overrides
+from reco_lightning.windowing.injection.step_recorder import Overrides
 from reco_lightning.windowing.losses.continuity import Continuity, ContinuityNorm, ContinuitySchedule
 from reco_lightning.windowing.rows import Context
 from reco_lightning.windowing.sampler import Window, WindowSampler

@@ -43,7 +43,7 @@ CONDITIONS = {
 WINDOWS = WindowSampler(BLOCKS, PER_BLOCK, first_window_prob=None, seed=15)
 """Draws the windows from the tokens 12, 18 and 0 on in the first three steps."""
 
-Reference = Literal["attention", "cut", "cache", "states", "whole"]
+Reference = Literal["attention", "attend", "cut", "cache", "states", "whole"]
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,12 @@ class Setting:
         tail: Rows after the one that predicts the last video token.
         loss: The form of its loss.
         reference: Where the reference of its gradients comes from: attention replaced by one that cuts the context off
-            (``attention``), its own hand-written attention told to (``cut``), its own key/value cache (``cache``),
-            block inputs detached (``states``), or the whole context trained through (``whole``).
+            (``attention``), the same for the attention of x-transformers (``attend``), its own hand-written attention
+            told to (``cut``), its own key/value cache (``cache``), block inputs detached (``states``), or the whole
+            context trained through (``whole``).
+        tolerance: By how much a whole window may differ from plain training: 0 where the loss is torch's own.
         checkpoint: Turns activation checkpointing on, or off where it always is; ``None`` if it has none.
+        keys: Whether ``context="keys"`` is served.
         compiled: Name of the network that is compiled; ``""`` where that is not tried.
         distributed: Its case in ``tests/helpers/distributed.py``, run by DDP and by FSDP2; ``""`` where there is none.
         missing: What the installed libraries lack of it, and tests leave it out for; ``""`` for nothing.
@@ -82,7 +85,9 @@ class Setting:
     tail: int = 0
     loss: str = FLAT
     reference: Reference = "attention"
+    tolerance: float = 0.0
     checkpoint: Callable[[pl.LightningModule], None] | None = None
+    keys: bool = True
     compiled: str = ""
     distributed: str = ""
     missing: str = ""
@@ -290,6 +295,36 @@ SETTINGS: tuple[Setting, ...] = (
     _heads("interleaved", "codebooks: one wide head", heads.InterleavedModule, "", loss="(B·T·k, V)"),
     _heads("world model", "IRIS: tokens, reward and end, on some rows of a block each", heads.WorldModelModule, ""),
     _heads("twice", "two losses on one head, the second on the last frame", heads.TwiceModule, "heads.0"),
+    _heads("nll", "a decoder with `nn.LogSoftmax`", heads.LogSoftmaxModule, "heads.0", loss="`F.nll_loss`"),
+    _heads(
+        "fused by torch",
+        "a head's weight in the loss",
+        heads.FusedByTorchModule,
+        "linear()",
+        loss="`F.linear_cross_entropy`",
+        missing="" if hasattr(torch.nn.functional, "linear_cross_entropy") else "torch has it from 2.10 on",
+    ),
+    Setting(
+        "x-transformers",
+        "x-transformers, `attn_flash=True`, rotary",
+        partial(attending.XTransformersModule, rotary_pos_emb=True, attn_flash=True),
+        blocks="net.net.attn_layers",
+        head="net.net.to_logits",
+        tail=1,
+        keys=False,
+        tolerance=1e-6,
+    ),
+    Setting(
+        "x-transformers by hand",
+        "x-transformers, its own attention",
+        attending.XTransformersModule,
+        blocks="net.net.attn_layers",
+        head="net.net.to_logits",
+        tail=1,
+        reference="attend",
+        keys=False,
+        tolerance=1e-6,
+    ),
     Setting(
         "mingpt",
         "minGPT: hand-written attention, run through SDPA",
@@ -398,15 +433,7 @@ REFUSALS: tuple[Refusal, ...] = (
         "has room for 31 video tokens, but the sampler's frame_blocks x tokens_per_block = 36",
         sampler=WindowSampler(6, 6),
     ),
-    Refusal("fused", "fused linear cross-entropy (Liger)", refused.Fused, "'network.head' was never called.*fused"),
-    Refusal(
-        "fused by torch",
-        "`F.linear_cross_entropy`",
-        refused.FusedByTorch,
-        "torch.nn.functional.linear_cross_entropy",
-        missing="" if hasattr(torch.nn.functional, "linear_cross_entropy") else "torch has it from 2.10 on",
-    ),
-    Refusal("x-transformers", "x-transformers", refused.XTransformers, r"'net.attn_layers.layers' \(.*never called"),
+    Refusal("fused", "a fused loss of one's own", refused.Fused, "'network.head' was never called.*fused"),
     Refusal(
         "pytorch_lightning",
         "a module of `pytorch_lightning` in a trainer of `lightning.pytorch`",

@@ -201,6 +201,7 @@ def test_window_logits_are_the_plain_forwards_and_losses_average_to_its_loss(set
         selection.engine.remove()
     for call, total, count in zip(full, totals, counts, strict=True):
         options = {name: value for name, value in call.options.items() if name != "reduction"}
+        # of log-probabilities it is their negative log-likelihood
         expected = F.cross_entropy(call.logits.flatten(0, 1), call.target.flatten(), **options)
         assert total / count == pytest.approx(float(expected.detach()), abs=1e-5)
 
@@ -208,8 +209,8 @@ def test_window_logits_are_the_plain_forwards_and_losses_average_to_its_loss(set
 @every
 def test_a_whole_window_without_continuity_is_plain_training(setting):
     whole = run(setting, WHOLE, quiet=False, continuity_weight=0.0, chunked_loss=False)
-    assert_weights(whole.module, plain(setting).module, atol=0, rtol=0)
-    assert whole.validation == plain(setting).validation
+    assert_weights(whole.module, plain(setting).module, atol=setting.tolerance, rtol=0)
+    assert whole.validation == pytest.approx(plain(setting).validation, rel=0, abs=setting.tolerance)
 
 
 def assert_gradients(setting, fit, step):
@@ -231,7 +232,7 @@ def test_gradients_equal_those_with_the_context_cut_off(setting):
     assert max(assert_gradients(setting, windowed(setting), step) for step in range(STEPS)) > 1e-3
 
 
-@every
+@over([setting for setting in SETTINGS if setting.keys])
 def test_gradients_of_trained_keys_equal_those_with_block_inputs_detached(setting):
     fit = run(setting, WINDOWS, context="keys", steps=2)
     detached = replace(setting, reference="states")

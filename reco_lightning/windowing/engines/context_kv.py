@@ -2,22 +2,33 @@
 """Hands keys and values of the context to the window's attention, through SDPA or a key/value cache.
 
 ``AttentionContextKV`` sees every call of ``torch.nn.functional.scaled_dot_product_attention``; ``CacheContextKV``
-stands in for the key/value cache that transformers' layers take, whatever attention they run.
+stands in for the key/value cache that transformers' layers take, whatever attention they run; ``ModuleContextKV`` for
+modules that are called with queries, keys and values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from reco_lightning.windowing.engines.attention import AttentionCall, attend_with_context
-from reco_lightning.windowing.engines.interception import FunctionInterceptor
+from reco_lightning.windowing.engines.interception import FunctionInterceptor, PatchedMethod
 
-__all__ = ["AttentionContextKV", "AttentionReachedError", "CacheContextKV", "ContextCache", "ContextKV"]
+__all__ = [
+    "AttentionContextKV",
+    "AttentionReachedError",
+    "CacheContextKV",
+    "ContextCache",
+    "ContextKV",
+    "ModuleContextKV",
+    "attends_by_itself",
+]
 
 
 class AttentionReachedError(Exception):
@@ -226,3 +237,66 @@ class CacheContextKV(AttentionContextKV):
         output, _ = self._attend(partial(call, **{self.argument: cache}), kept, rows)
         _check(cache.joined, kept)
         return output
+
+
+def attends_by_itself(module: nn.Module) -> bool:
+    """Returns whether a module is called with queries, keys and values, as the attention of x-transformers is.
+
+    Example:
+        >>> class Attend(nn.Module):
+        ...     def forward(self, q, k, v, mask=None): ...
+        >>> attends_by_itself(Attend()), attends_by_itself(nn.Linear(2, 2))
+        (True, False)
+    """
+    names = tuple(inspect.signature(type(module).forward).parameters)[1:4]
+    return names in (("q", "k", "v"), ("query", "key", "value")) and not isinstance(module, nn.MultiheadAttention)
+
+
+class ModuleContextKV(AttentionContextKV):
+    """Injects context keys and values into modules that are called with queries, keys and values (B, heads, R, E).
+
+    They have to be causal from the lower right where there are more keys than queries, as for a key/value cache.
+
+    Args:
+        modules: All such modules of the blocks.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._modules = list(modules)
+
+    def run_context(self, call: Callable[..., Any], kept: ContextCache) -> Any:
+        """See ``ContextKV``."""
+
+        def record(original: Callable[..., Any], q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> Any:
+            kept.keep(k, v)
+            return original(q, k, v, *args, **kwargs)
+
+        return self._run(call, record)
+
+    def run_window(self, call: Callable[..., Any], kept: ContextCache, rows: int) -> Any:
+        """See ``ContextKV``."""
+        joined = 0
+
+        def attend(original: Callable[..., Any], q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> Any:
+            nonlocal joined
+            keys, values = kept.take(joined)
+            joined += 1
+            return original(q, torch.cat([keys, k], dim=-2), torch.cat([values, v], dim=-2), *args, **kwargs)
+
+        output = self._run(call, attend)
+        _check(joined, kept)
+        return output
+
+    def run_without_context(self, call: Callable[..., Any], kept: ContextCache) -> Any:
+        """See ``ContextKV``."""
+        return call()
+
+    def _run(self, call: Callable[..., Any], handler: Callable[..., Any]) -> Any:
+        patches = [PatchedMethod(module, "forward", handler) for module in self._modules]
+        for patch in patches:
+            patch.install()
+        try:
+            return call()
+        finally:
+            for patch in patches:
+                patch.remove()

@@ -9,6 +9,7 @@ window's rows alone.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -174,7 +175,7 @@ class FrozenEngine(Engine):
                 args, kwargs, states, start=start, stop=stop, rows=run.rows, samples=samples, batch=run.batch
             )
             kept.mask = _mask_of(cut, stop - start, stop)
-            cut = replace_arguments(original, *cut, changed)
+            cut = replace_arguments(original, *cut, changed | _positions(original, cut, start, stop, states))
             with self._adapted_from(index, start):
                 return original(*cut[0], **cut[1])
 
@@ -220,6 +221,20 @@ def _mask_of(call: tuple[tuple[Any, ...], dict[str, Any]], rows: int, keys: int)
     values = [value for value in (*call[0], *call[1].values()) if isinstance(value, torch.Tensor) and value.ndim == 4]
     masks = [value for value in values if value.shape[-2] == rows and value.shape[-1] == keys]
     return masks[0] if len(masks) == 1 else None
+
+
+def _positions(
+    block: Callable[..., Any],
+    call: tuple[tuple[Any, ...], dict[str, Any]],
+    start: int,
+    stop: int,
+    states: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    """The rows' positions, for a block that would count them from 0 (``AttentionLayers`` of x-transformers)."""
+    parameters = inspect.signature(block).parameters
+    if not start or "pos" not in parameters or "seq_pos_offset" not in parameters or call[1].get("pos") is not None:
+        return {}
+    return {"pos": torch.arange(start, stop, device=states.device)}
 
 
 def _autocast_without_cache(device: str) -> AbstractContextManager[Any]:

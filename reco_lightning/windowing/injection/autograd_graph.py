@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 
 __all__ = ["depends", "is_copied", "reaches_parameter"]
@@ -16,19 +19,34 @@ _COPIES = frozenset(
 
 
 def depends(output: torch.Tensor, source: torch.Tensor) -> bool:
-    """Returns whether a tensor's first number has a gradient with respect to another tensor.
+    """Returns whether a tensor has a gradient with respect to another tensor; no gradient is computed.
 
     Args:
         output: What may depend, with a graph.
-        source: On what.
+        source: On what: a tensor with a graph, or a leaf that requires a gradient.
 
     Example:
         >>> states = torch.ones(2, requires_grad=True)
         >>> depends(states * 2, states), depends(torch.ones(2, requires_grad=True) * 2, states)
         (True, False)
     """
-    (gradient,) = torch.autograd.grad(output.flatten()[:1].sum(), source, retain_graph=True, allow_unused=True)
-    return gradient is not None
+    return output is source or any(
+        node is source.grad_fn if source.grad_fn is not None else getattr(node, "variable", None) is source
+        for node in _nodes(output)
+    )
+
+
+def _nodes(output: torch.Tensor, *, until: torch.autograd.graph.Node | None = None) -> Iterator[Any]:
+    """The nodes of a tensor's graph, those that lie behind ``until`` alone left out."""
+    waiting, seen = [output.grad_fn], {until, None}
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        assert node is not None
+        yield node
+        waiting.extend(following for following, _ in node.next_functions)
 
 
 def is_copied(output: torch.Tensor, source: torch.Tensor) -> bool:
@@ -63,14 +81,4 @@ def reaches_parameter(output: torch.Tensor, source: torch.Tensor) -> bool:
         >>> reaches_parameter(states * torch.ones(2, requires_grad=True), states), reaches_parameter(states * 2, states)
         (True, False)
     """
-    waiting, seen = [output.grad_fn], {source.grad_fn, None}
-    while waiting:
-        node = waiting.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        assert node is not None
-        if hasattr(node, "variable"):  # a leaf of the graph
-            return True
-        waiting.extend(following for following, _ in node.next_functions)
-    return False
+    return any(hasattr(node, "variable") for node in _nodes(output, until=source.grad_fn))  # a leaf of the graph

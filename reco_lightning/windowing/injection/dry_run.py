@@ -9,6 +9,7 @@ import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from torchmetrics import Metric
 
 from reco_lightning.windowing.engines.attention import AttentionCall
 from reco_lightning.windowing.engines.interception import FunctionInterceptor
+from reco_lightning.windowing.injection.foreign_losses import ForeignLosses
 
 __all__ = ["CrossEntropyCall", "DryRun", "InertOptimizer", "StepEndedError"]
 
@@ -75,6 +77,7 @@ class DryRun:
         self.module = module
         self.step = step
         self.evaluated = evaluated
+        self._foreign_losses = ForeignLosses()
 
     def run(
         self,
@@ -88,7 +91,8 @@ class DryRun:
         """Runs the step with every call of ``F.cross_entropy`` handed to ``cross_entropy``.
 
         Args:
-            cross_entropy: Called with the arguments of ``F.cross_entropy``; raises ``StepEndedError`` to end the step.
+            cross_entropy: Called with the arguments of ``F.cross_entropy``; with those of ``F.nll_loss`` and this as
+                ``function`` where that is called. Raises ``StepEndedError`` to end the step.
             handlers: The same for further functions.
             fallback: Called with every other function of torch, its positional and its keyword arguments.
             log: Called with what the module logs, by name.
@@ -102,6 +106,7 @@ class DryRun:
         """
         taps: dict[Callable[..., Any], Callable[..., Any]] = {
             F.cross_entropy: cross_entropy,
+            F.nll_loss: partial(cross_entropy, function=F.nll_loss),
             scaled_dot_product_attention: _attention_without_dropout,
         }
         for dropout in (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout):
@@ -110,6 +115,7 @@ class DryRun:
         # compiled parts run as they were written: a watch cannot be traced, and would be compiled for one run
         with (
             self._restored(),
+            self._foreign_losses,
             torch.compiler.set_stance("force_eager"),
             FunctionInterceptor(taps, fallback),
             _muted(self.module, log, manual_backward),
@@ -137,14 +143,16 @@ class DryRun:
         given: list[tuple[torch.Tensor, torch.Tensor]] = []
         calls = 0
 
-        def cross_entropy(logits: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        def cross_entropy(
+            logits: torch.Tensor, target: torch.Tensor, *args: Any, function: Any = F.cross_entropy, **kwargs: Any
+        ) -> Any:
             nonlocal calls
             if calls in numbers:
                 given.append((logits, target))
             if len(given) == len(numbers):
                 raise StepEndedError
             calls += 1
-            return F.cross_entropy(logits, target, *args, **kwargs)
+            return function(logits, target, *args, **kwargs)
 
         with torch.no_grad():
             self.run(cross_entropy, handlers)

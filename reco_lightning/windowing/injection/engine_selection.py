@@ -12,10 +12,16 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from reco_lightning.support.block_stacks import block_stacks
+from reco_lightning.support.block_stacks import block_stacks, runs_parts
 from reco_lightning.support.transformers_cache import CACHE_ARGUMENTS, describe_module, find_cache_argument
 from reco_lightning.windowing.engines.base import Engine, Head
-from reco_lightning.windowing.engines.context_kv import AttentionContextKV, CacheContextKV, ContextKV
+from reco_lightning.windowing.engines.context_kv import (
+    AttentionContextKV,
+    CacheContextKV,
+    ContextKV,
+    ModuleContextKV,
+    attends_by_itself,
+)
 from reco_lightning.windowing.engines.cropped import DroppedEngine
 from reco_lightning.windowing.engines.detached import DetachedEngine
 from reco_lightning.windowing.engines.frozen import FrozenEngine
@@ -23,7 +29,8 @@ from reco_lightning.windowing.engines.mingpt import is_mingpt_attention
 from reco_lightning.windowing.injection.dry_run import DryRun
 from reco_lightning.windowing.injection.loss_calls import TracedHead
 from reco_lightning.windowing.injection.recompile_limit import is_compiled
-from reco_lightning.windowing.injection.step_trace import Overrides, Trace, trace_step
+from reco_lightning.windowing.injection.step_recorder import Overrides
+from reco_lightning.windowing.injection.step_trace import Trace, trace_step
 from reco_lightning.windowing.injection.verification import verify_engine
 from reco_lightning.windowing.rows import Context
 from reco_lightning.windowing.sampler import Window, WindowSampler
@@ -93,6 +100,11 @@ def build_engine(
     if name == "dropped":
         network = module.get_submodule(trace.network)
         return DroppedEngine(network, blocks[-1], heads, layout, rows=trace.rows, is_open=trace.is_open)
+    if runs_parts(blocks[0]) and (name != "frozen" or context == "keys"):
+        raise MisconfigurationException(
+            f"{kind} call the parts of their layers themselves, so that the context's states cannot be cut off between "
+            "layers; they need the engine 'frozen' and context 'frozen', 'attached' or 'dropped'"
+        )
     if name == "masked":
         return DetachedEngine(blocks, heads, layout, fixed_length=True, is_open=trace.is_open)
     if not trace.flat:
@@ -113,6 +125,8 @@ def build_engine(
             f"{kind} checkpoint their attention inside themselves, where a recomputation would not see the window; "
             "checkpoint whole blocks"
         )
+    elif not trace.attention and (attending := _modules_that_attend(blocks)):
+        context_kv = ModuleContextKV(attending)
     elif context != "attached" and not trace.attention and not all(map(_has_mingpt_attention, blocks)):
         raise MisconfigurationException(
             f"{kind} attend without torch.nn.functional.scaled_dot_product_attention; let them attend by it (with "
@@ -147,6 +161,12 @@ def _build_head(module: nn.Module, traced: TracedHead, *, chunked_loss: bool) ->
 
 def _has_mingpt_attention(block: nn.Module) -> bool:
     return any(map(is_mingpt_attention, block.modules()))
+
+
+def _modules_that_attend(blocks: Sequence[nn.Module]) -> list[nn.Module]:
+    """The modules that are called with queries, keys and values, where every block has one."""
+    found = [[part for part in block.modules() if attends_by_itself(part)] for block in blocks]
+    return [part for parts in found for part in parts] if all(found) else []
 
 
 def _is_plain_linear(head: nn.Module) -> bool:

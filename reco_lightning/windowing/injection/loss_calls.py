@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -112,6 +112,7 @@ class MetLoss:
         number: Which call of ``F.cross_entropy`` it is.
         logits: Its logits, with a graph.
         target: Its targets.
+        function: ``F.cross_entropy``, or ``F.nll_loss`` on log-probabilities.
         ignore_index: The value of targets that do not count.
         reached: What its logits depend on.
     """
@@ -119,6 +120,7 @@ class MetLoss:
     number: int
     logits: torch.Tensor
     target: torch.Tensor
+    function: Callable[..., torch.Tensor]
     ignore_index: int
     reached: tuple[HeadRecord, ...]
 
@@ -186,7 +188,10 @@ def describe_losses(
     for loss, head, length in zip(losses, made_by, lengths, strict=True):
         outputs = [head.output] if head is not None else [root, *(record.output for record in loss.reached)]
         sources = [output for output in outputs if output.shape[:-1].numel() == batch * rows]
-        offsets = {origin - row for _, row, origin in row_origins(loss.logits, sources, batch, length)}
+        try:
+            offsets = {origin - row for _, row, origin in row_origins(loss.logits, sources, batch, length)}
+        except RuntimeError:  # a sharded weight of the heads is not whole any more
+            offsets = set()
         number = next((index for index, record in enumerate(records) if record is head), None)
         follow = len(offsets) == 1
         after = rows - length - offsets.pop() if follow else 0

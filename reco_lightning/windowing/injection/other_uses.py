@@ -16,7 +16,7 @@ from reco_lightning.windowing.injection.dry_run import DryRun
 from reco_lightning.windowing.losses.cross_entropy import read_options
 
 if TYPE_CHECKING:
-    from reco_lightning.windowing.injection.loss_calls import LossCall
+    from reco_lightning.windowing.injection.loss_calls import LossCall, MetLoss
     from reco_lightning.windowing.injection.step_trace import Trace
 
 __all__ = ["OtherUses"]
@@ -48,14 +48,12 @@ class OtherUses:
         self.derived.follow(root)
         return root
 
-    def cross_entropy(
-        self, number: int, logits: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> torch.Tensor:
+    def cross_entropy(self, loss: MetLoss, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
         """Computes a cross-entropy of the network without a way back to the states, so that all other ways show."""
         options = read_options(args, kwargs)
-        entropy = F.cross_entropy(logits.detach(), target, **options).requires_grad_()
-        counted = int((target != options["ignore_index"]).sum()) if options["reduction"] == "sum" else 1
-        self._entropies[number], self._divisors[number] = entropy, max(counted, 1)
+        entropy: torch.Tensor = loss.function(loss.logits.detach(), loss.target, **options).requires_grad_()
+        counted = int((loss.target != options["ignore_index"]).sum()) if options["reduction"] == "sum" else 1
+        self._entropies[loss.number], self._divisors[loss.number] = entropy, max(counted, 1)
         return entropy
 
     def weights(self, calls: Sequence[LossCall]) -> list[float]:
@@ -126,10 +124,10 @@ class OtherUses:
         other, calls = rows.detach() * factors.to(rows.device, rows.dtype), 0
         again: list[Any] = []
 
-        def cross_entropy(*args: Any, **kwargs: Any) -> torch.Tensor:
+        def cross_entropy(*args: Any, function: Any = F.cross_entropy, **kwargs: Any) -> Any:
             nonlocal calls
             calls += 1
-            return other.clone() if calls == number + 1 else F.cross_entropy(*args, **kwargs)
+            return other.clone() if calls == number + 1 else function(*args, **kwargs)
 
         with torch.no_grad():
             again.append(loss_of(dry_run.run(cross_entropy, manual_backward=again.append)))

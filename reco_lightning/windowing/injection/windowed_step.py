@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from reco_lightning.windowing.engines.base import Engine
 from reco_lightning.windowing.engines.interception import FunctionInterceptor
 from reco_lightning.windowing.injection.derived_values import DerivedValues
+from reco_lightning.windowing.injection.foreign_losses import ForeignLosses
 from reco_lightning.windowing.injection.loss_calls import LossCall
 from reco_lightning.windowing.injection.step_trace import Trace
 from reco_lightning.windowing.losses.continuity import Continuity, ContinuityNorm, continuity_loss, gradient_norm
@@ -243,6 +244,7 @@ class Injection:
             if traced.is_copied and head.placeholder is not None
         ]
         self._placeholders: list[torch.Tensor] = []
+        self._foreign_losses = ForeignLosses()
         self._progress = 0.0
         self._calls = 0
         self._found: dict[int, WindowCrossEntropy] = {}
@@ -268,14 +270,18 @@ class Injection:
         self._calls, self._found, self._continuity, self._progress = 0, {}, None, progress
         self.steps += 1
         self.engine.activate(windows, attached=attached)
-        handlers = {F.cross_entropy: self.cross_entropy, **self.engine.handlers}
+        handlers: dict[Callable[..., Any], Callable[..., Any]] = {
+            F.cross_entropy: self.cross_entropy,
+            F.nll_loss: partial(self.cross_entropy, function=F.nll_loss),
+            **self.engine.handlers,
+        }
         if self._copied:
             self._placeholders = [*self._copied]
             handlers |= {function: partial(self._copy, function) for function in _COPIES}
         self.derived = DerivedValues(hides_numbers=True)
         self.engine.returned = self.derived.follow
         try:
-            with FunctionInterceptor(handlers, self.derived.call):
+            with FunctionInterceptor(handlers, self.derived.call), self._foreign_losses:
                 result = step()
         finally:
             self.engine.returned = None
@@ -307,17 +313,19 @@ class Injection:
             return values.ndim > 1 and not any(values.stride())
         return any(values._base is known for known in self._placeholders)
 
-    def cross_entropy(self, logits: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Stands in for ``F.cross_entropy`` during a step: the network's own calls give the windows'."""
+    def cross_entropy(
+        self, logits: torch.Tensor, target: torch.Tensor, *args: Any, function: Any = F.cross_entropy, **kwargs: Any
+    ) -> torch.Tensor:
+        """Stands in for a loss function during a step: the network's own calls give the windows'."""
         index = self._indices.get(self._calls)
         self._calls += 1
         output = self.engine.output
         if index is None:
-            return self._other_cross_entropy(logits, target, *args, **kwargs)
+            return self._other_loss(function, logits, target, *args, **kwargs)
         if output is None:
             raise RuntimeError("the network's cross-entropy was met before the network's head had run")
         self._found[index] = entropy = self.loss.cross_entropy(
-            index, output, logits, target, **read_options(args, kwargs)
+            index, output, logits, target, function=function, **read_options(args, kwargs)
         )
         if index != self.loss.main:
             return entropy.value
@@ -325,15 +333,15 @@ class Injection:
         self._continuity = output, continuity
         return value
 
-    def _other_cross_entropy(
-        self, logits: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any
+    def _other_loss(
+        self, function: Any, logits: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        """A cross-entropy that the trace did not meet, or without gradient: refused if it is on windowed logits."""
+        """A loss that the trace did not meet, or without gradient: refused if it is on windowed logits."""
         is_placeholder = bool(self.engine.output and self.engine.output.made) and not any(logits.stride())
         if torch.is_grad_enabled() and (is_placeholder or self.derived.names(logits)):
             raise RuntimeError(
                 "training_step calls F.cross_entropy a second time on the windowed logits, as it did not on the first "
                 "batch; it must always compute its losses in one order, and what is no loss without gradient"
             )
-        loss: torch.Tensor = self.derived.call(F.cross_entropy, (logits, target, *args), kwargs)
+        loss: torch.Tensor = self.derived.call(function, (logits, target, *args), kwargs)
         return loss

@@ -6,7 +6,7 @@ Used by the injection, between an engine's windowed logits and the loss that tra
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,6 +159,7 @@ def window_cross_entropy(
     batch: int,
     rows: LossRows,
     own: HeadInput | Sequence[torch.Tensor] | None = None,
+    function: Callable[..., torch.Tensor] = F.cross_entropy,
     **options: Any,
 ) -> WindowCrossEntropy:
     """Computes the cross-entropy of the windows' rows, in the form that the caller's reduction asks for.
@@ -176,13 +177,15 @@ def window_cross_entropy(
         own: Logits as in ``select_rows``, the loss is made in the type of ``logits``; or the head that has yet to make
             them, and what it reads: not all of them exist at a time, but for weights of classes, smoothing and
             ``"none"``.
+        function: ``F.cross_entropy``, or ``F.nll_loss`` where ``logits`` are log-probabilities.
         options: Further arguments of ``F.cross_entropy``.
     """
     options = read_options((), options)
     reduction, ignored, weight = options.pop("reduction"), options["ignore_index"], options.get("weight")
     chunked, head = False, None
     if isinstance(own, HeadInput):
-        chunked = reduction != "none" and weight is None and not options.get("label_smoothing")
+        is_plain = function is F.cross_entropy and weight is None and not options.get("label_smoothing")
+        chunked = is_plain and reduction != "none"
         head, own = own, own.states if chunked else own.logits()
     spans = _spans(groups, rows, target.device)
     chosen, places, sizes = _select(logits, target, spans, batch=batch, own=own)
@@ -191,7 +194,7 @@ def window_cross_entropy(
         with torch.autocast(logits.device.type, enabled=False):
             total, losses = linear_cross_entropy(chosen, head.weight, places, bias=head.bias, ignore_index=ignored)
     else:
-        losses = F.cross_entropy(chosen.to(logits.dtype), places, reduction="none", **options)
+        losses = function(chosen.to(logits.dtype), places, reduction="none", **options)
         total = losses.sum(dtype=torch.promote_types(losses.dtype, torch.float32))
     counted = counts.to(total.dtype) if weight is None else weight[places.where(counts, 0)].where(counts, 0)
     mean = _mean(total, counted.sum())
@@ -212,16 +215,23 @@ def window_cross_entropy(
     return WindowCrossEntropy(value, divisor, mean, losses.detach(), counted, sizes)
 
 
-def plain_cross_entropy(logits: torch.Tensor, target: torch.Tensor, **options: Any) -> WindowCrossEntropy:
+def plain_cross_entropy(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    function: Callable[..., torch.Tensor] = F.cross_entropy,
+    **options: Any,
+) -> WindowCrossEntropy:
     """Runs the caller's own call, bit for bit, on a window that is the whole sequence.
 
     Args:
         logits: As in ``F.cross_entropy``.
         target: As there.
+        function: That function, or ``F.nll_loss``.
         options: As there.
     """
     options = read_options((), options)
-    value = F.cross_entropy(logits, target, **options)
+    value = function(logits, target, **options)
     reduction, mean = options["reduction"], value
     divisor: torch.Tensor | float = 1.0
     if reduction != "mean":

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import math
+import warnings
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -334,3 +336,21 @@ class LitGPTModule(TokenModule):
 
     def loss(self, batch):
         return flat_loss(self.gpt(batch)[:, :-1], batch[:, 1:])
+
+
+class XTransformersModule(TokenModule):
+    """x-transformers: a layer is a list of norms, block and residual that the decoder takes apart itself."""
+
+    def __init__(self, **options):
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit.script, at its import
+            from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
+        layers = Decoder(dim=DIM, depth=2, heads=4, **options)
+        for part in layers.modules():
+            if hasattr(part, "sdp_context_manager"):
+                part.sdp_context_manager = nullcontext  # its own cannot be pickled
+        self.net = AutoregressiveWrapper(TransformerWrapper(num_tokens=VOCAB, max_seq_len=TOKENS, attn_layers=layers))
+
+    def loss(self, batch):
+        return self.net(batch)

@@ -165,3 +165,23 @@ class TwiceModule(HeadsModule):
     def loss(self, batch):
         logits = self.heads[0](self.states(batch))
         return flat_loss(logits, batch) + 0.1 * flat_loss(logits[:, -PER_BLOCK:], batch[:, -PER_BLOCK:])
+
+
+class LogSoftmaxModule(HeadsModule):
+    """Log-probabilities and their negative log-likelihood."""
+
+    count = 1
+
+    def loss(self, batch):
+        logs = F.log_softmax(self.heads[0](self.states(batch)), dim=-1)
+        return nn.NLLLoss()(logs.flatten(0, 1), batch.flatten())
+
+
+class FusedByTorchModule(HeadsModule):
+    """torch's own fused linear cross-entropy: the head is never called."""
+
+    count = 1
+
+    def loss(self, batch):
+        x, head = self.states(batch).flatten(0, 1), self.heads[0]
+        return F.linear_cross_entropy(x, head.weight, batch.flatten(), linear_bias=head.bias)

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import inspect
-from contextlib import contextmanager
+import sys
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from unittest.mock import patch
 
 import torch
@@ -44,21 +46,54 @@ class LossSeen:
         self.batch, self.tokens, self.window = batch, tokens, window
         self.calls = []
 
-    def __call__(self, logits, target, *args, **options):
+    def __call__(self, logits, target, *args, function=plain_cross_entropy, **options):
         tokens = None if self.tokens is None else self.tokens[len(self.calls)]
         call = SeenCall(self.batch, logits, target, options, tokens)
         self.calls.append(call)
         if self.window is None:
-            return plain_cross_entropy(logits, target, *args, **options)
+            return function(logits, target, *args, **options)
         rows = call.rows(self.window)
-        return plain_cross_entropy(call.logits[:, rows].flatten(0, 1), call.target[:, rows].flatten(), **options)
+        return function(call.logits[:, rows].flatten(0, 1), call.target[:, rows].flatten(), **options)
+
+
+def _of_linear(seen, linear):
+    def fused(states, weight, target, *, linear_bias=None, **options):
+        return seen(linear(states, weight, linear_bias), target, **options)
+
+    return fused
+
+
+def _of_x_transformers(seen):
+    def cross_entropy(logits, target, ignore_index=-100):
+        return seen(logits, target, ignore_index=ignore_index)
+
+    return cross_entropy
+
+
+@contextmanager
+def _tapped(seen, handlers):
+    """Hands every form of the loss to ``seen``."""
+    nll = partial(seen, function=F.nll_loss)
+    inner = plain_cross_entropy if handlers else seen  # which a handler meets
+    with ExitStack() as stack:
+        if hasattr(F, "linear_cross_entropy"):
+            fused = _of_linear(inner, F.linear)
+            stack.enter_context(patch.object(F, "linear_cross_entropy", fused))
+        if "x_transformers.autoregressive_wrapper" in sys.modules:
+            wrapper = sys.modules["x_transformers.autoregressive_wrapper"]
+            stack.enter_context(patch.object(wrapper, "cross_entropy", _of_x_transformers(inner)))
+        if handlers:
+            stack.enter_context(FunctionInterceptor({F.cross_entropy: seen, F.nll_loss: nll, **handlers}))
+        else:
+            stack.enter_context(patch.object(F, "cross_entropy", seen))
+            stack.enter_context(patch.object(F, "nll_loss", nll))
+        yield
 
 
 def see_loss(module, batch, size, window=None, handlers=None):
     """The loss of a module on a batch, every cross-entropy over a window's rows alone, and what these were given."""
     seen = LossSeen(size, getattr(module, "loss_tokens", None), window)
-    plain = patch.object(F, "cross_entropy", seen)
-    with FunctionInterceptor({F.cross_entropy: seen, **handlers}) if handlers else plain:
+    with _tapped(seen, handlers):
         value = module.loss(batch)
     return value, seen.calls
 
@@ -97,6 +132,17 @@ def _attention(stack, first):
 
 
 @contextmanager
+def _attend(stack, first):
+    from x_transformers.attend import Attend, Intermediates
+
+    def forward(self, q, k, v, **_):
+        return cut_attention(first)(q, k, v, is_causal=True), Intermediates()
+
+    with patch.object(Attend, "forward", forward):
+        yield
+
+
+@contextmanager
 def _cut(stack, first):
     parts = [part for part in stack.modules() if hasattr(part, "cut")]
     for part in parts:
@@ -129,7 +175,7 @@ def _whole(stack, first):
     yield
 
 
-WAYS = {"attention": _attention, "cut": _cut, "states": _states, "cache": _whole, "whole": _whole}
+WAYS = {"attention": _attention, "attend": _attend, "cut": _cut, "states": _states, "cache": _whole, "whole": _whole}
 
 
 def reference_gradients(setting, module, batch, size, window, weight, seed):

@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from tests.helpers.networks.attending import Attention, DecoderModule, NanoGPTModule
-from tests.helpers.networks.common import DIM, TOKENS, VOCAB, TokenModule, flat_loss, join_heads, split_heads
+from tests.helpers.networks.common import VOCAB, flat_loss, join_heads, split_heads
 from tests.helpers.networks.handwritten import HandWrittenModule, OwnAttention, VideoGPTModule, attend
 
 
@@ -128,28 +126,6 @@ class Fused(DecoderModule):
 
     def loss(self, batch):
         return ChunkedCrossEntropy.apply(self.states(batch), self.network.head.weight, batch.flatten())
-
-
-class FusedByTorch(Fused):
-    """torch's own fused linear cross-entropy."""
-
-    def loss(self, batch):
-        return F.linear_cross_entropy(self.states(batch), self.network.head.weight, batch.flatten())
-
-
-class XTransformers(TokenModule):
-    """x-transformers: a layer is a list of norms, block and residual that the decoder takes apart itself."""
-
-    def __init__(self):
-        super().__init__()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit.script, at its import
-            from x_transformers import Decoder, TransformerWrapper
-        layers = Decoder(dim=DIM, depth=2, heads=4, rotary_pos_emb=True, attn_flash=True)
-        self.net = TransformerWrapper(num_tokens=VOCAB, max_seq_len=TOKENS, attn_layers=layers)
-
-    def loss(self, batch):
-        return flat_loss(self.net(batch[:, :-1]), batch[:, 1:])
 
 
 class PytorchLightningModule:
