@@ -23,6 +23,7 @@ from reco_lightning.support.argument_checks import check_finite
 from reco_lightning.support.lightning_modules import is_lightning_module, loss_of
 from reco_lightning.windowing.engines.interception import PatchedMethod
 from reco_lightning.windowing.injection.recompile_limit import RecompileLimit, is_compiled
+from reco_lightning.windowing.injection.step_trace import NothingTrainedError
 from reco_lightning.windowing.injection.windowed_step import Injection, StepReport
 from reco_lightning.windowing.losses.continuity import ContinuityNorm, ContinuitySchedule
 from reco_lightning.windowing.rows import Context
@@ -136,6 +137,7 @@ class ReCoCallback(pl.Callback):
         self._total_batches: float | None = None
         self._recompiles = RecompileLimit()
         self._left_out: set[str] = set()  # keys of the log
+        self._waits_for: str | None = None  # why no step could be windowed yet
 
     @property
     def sampler(self) -> WindowSampler:
@@ -186,6 +188,19 @@ class ReCoCallback(pl.Callback):
             self._report = None
 
     @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Ends a fit in which no step could be windowed.
+
+        Raises:
+            MisconfigurationException: If no training step of the epoch ran the network with a loss.
+        """
+        if self._waits_for is not None:
+            raise MisconfigurationException(
+                f"no step of the epoch could be windowed: {self._waits_for}; set network= or blocks= if it trains "
+                "others"
+            )
+
+    @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leaves the module as it was."""
         self._uninstall()
@@ -220,7 +235,14 @@ class ReCoCallback(pl.Callback):
         if not module.trainer.training:  # a validation_step may call it
             return step()
         if self._injection is None:
-            self._injection = self._prove(module, step)
+            try:
+                self._injection = self._prove(module, step)
+            except NothingTrainedError as error:
+                if self._waits_for is None:
+                    rank_zero_warn(f"{error}; windows begin with the first step that does")
+                self._waits_for = str(error)
+                return step()
+            self._waits_for = None
         step_index = module.trainer.fit_loop.epoch_loop.total_batch_idx
         progress = self._progress(module.trainer, step_index)
         self.windows, attached = self.settings.draw(
@@ -323,6 +345,7 @@ class ReCoCallback(pl.Callback):
             self._patch.remove()
         self._recompiles.restore()
         self._injection, self._patch, self._report, self._total_batches = None, None, None, None
+        self._waits_for = None
 
 
 def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:

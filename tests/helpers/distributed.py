@@ -27,6 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from reco_lightning import ReCoCallback, VideoModel, VideoTransformer, WindowSampler
 from tests.helpers import foreign
+from tests.helpers.networks import common, heads
 
 VOCAB, GRID, CLASSES = 24, (5, 2, 3), 3
 TOKENS, PER_BLOCK = 30, 6
@@ -104,6 +105,28 @@ class Prefix(foreign.PrefixAndTokenizer):
             register_fsdp_forward_method(self, "training_step")
 
 
+class Tied(heads.FunctionHeadModule):
+    """The embedding's weight as the head, inside the network."""
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        return self.loss(batch["tokens"] % common.VOCAB)
+
+    def configure_model(self) -> None:
+        shard(self, self.network.blocks.layers, self.network)
+
+
+class WorldModel(heads.WorldModelModule):
+    """Three heads behind the network that read some of its rows each, so that FSDP2 has to wrap the module."""
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        return self.loss(batch["tokens"] % common.VOCAB)
+
+    def configure_model(self) -> None:
+        shard(self, self.network.blocks.layers, self)
+        if self.device_mesh is not None:
+            register_fsdp_forward_method(self, "training_step")
+
+
 @dataclass(frozen=True)
 class Case:
     """One fit.
@@ -131,6 +154,8 @@ CASES = {
     "prefix-keys": Case(Prefix, {"context": "keys"}),
     "prefix-attached": Case(Prefix, {"context": "attached"}),
     "prefix-dropped": Case(Prefix, {"context": "dropped"}),
+    "tied": Case(Tied),
+    "world-model": Case(WorldModel),
     "bfloat16": Case(Reference, precision="bf16-true"),
     "apart": Case(Reference, apart=True),
     "refused-by-0": Case(partial(TooLong, ranks=(0,))),

@@ -274,7 +274,7 @@ SETTINGS: tuple[Setting, ...] = (
     _decoder("ignoring", "decoder", "own `ignore_index`", form=attending.ignoring_loss),
     _decoder("unreduced", "decoder", '`reduction="none"`, mean', form=attending.unreduced_loss),
     _decoder("divided", "decoder", '`reduction="sum"` / count', form=attending.divided_loss),
-    _heads("tied", "a tied head by `F.linear`", heads.FunctionHeadModule, "linear()"),
+    _heads("tied", "a tied head by `F.linear`", heads.FunctionHeadModule, "linear()", distributed="tied"),
     _heads(
         "einsum",
         "a tied head by `einsum`, scaled logits",
@@ -293,7 +293,13 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     _heads("stacked", "codebooks: heads stacked", heads.StackedModule, "", loss="(B, V, k, T)"),
     _heads("interleaved", "codebooks: one wide head", heads.InterleavedModule, "", loss="(B·T·k, V)"),
-    _heads("world model", "IRIS: tokens, reward and end, on some rows of a block each", heads.WorldModelModule, ""),
+    _heads(
+        "world model",
+        "IRIS: tokens, reward and end, on some rows of a block each",
+        heads.WorldModelModule,
+        "",
+        distributed="world-model",
+    ),
     _heads("twice", "two losses on one head, the second on the last frame", heads.TwiceModule, "heads.0"),
     _heads("nll", "a decoder with `nn.LogSoftmax`", heads.LogSoftmaxModule, "heads.0", loss="`F.nll_loss`"),
     _heads(

@@ -81,6 +81,11 @@ class OtherUses:
             self._losses.append(loss)
             self.returned = self.returned or returned
 
+    @property
+    def has_loss(self) -> bool:
+        """Whether the step returned a loss, or ran the backward pass of one."""
+        return bool(self._losses)
+
     def problems(self, dry_run: DryRun, trace: Trace, modules: Mapping[str, torch.Tensor]) -> list[str]:
         """Says why a loss is more than a weighted sum of the rows' cross-entropies and what knows no state.
 

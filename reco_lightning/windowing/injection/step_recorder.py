@@ -234,8 +234,8 @@ class StepRecorder:
 
     def backward(self, *args: Any, **kwargs: Any) -> None:
         """Stands in for ``Tensor.backward``: what may follow it is a step of an optimizer that is not the trainer's."""
+        self.uses.take(args[0])
         if self.met:
-            self.uses.take(args[0])
             raise StepEndedError
         torch.Tensor.backward(*args, **kwargs)
 

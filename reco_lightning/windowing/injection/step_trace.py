@@ -21,7 +21,11 @@ from reco_lightning.windowing.injection.scattered_rows import find_scattered_row
 from reco_lightning.windowing.injection.step_recorder import Overrides, StepRecorder
 from reco_lightning.windowing.rows import RowLayout
 
-__all__ = ["Trace", "trace_step"]
+__all__ = ["NothingTrainedError", "Trace", "trace_step"]
+
+
+class NothingTrainedError(MisconfigurationException):
+    """A step that trains none of the blocks: a bad sample that it skips, or the turn of another network."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +197,8 @@ def trace_step(
         The findings, and the dry run in which the same step can be run again.
 
     Raises:
-        MisconfigurationException: If blocks, head or loss are not found; the message lists what was.
+        MisconfigurationException: If blocks, head or loss are not found; the message lists what was. A
+            ``NothingTrainedError`` where the step trains none of the blocks.
     """
     stacks = block_stacks(module)
     if overrides.network is not None:
@@ -212,6 +217,11 @@ def trace_step(
         stacks = {name: blocks for name, blocks in stacks.items() if name not in recorder.lists}
         recorder, dry_run = _record(module, step, stacks, tokens, overrides)
     if not recorder.met and not recorder.problems:
+        if not recorder.uses.has_loss or not any(stack.calls for stack in recorder.stacks):
+            ended = "runs none of them with gradient" if recorder.uses.has_loss else "computes no loss"
+            raise NothingTrainedError(
+                f"training_step of {type(module).__name__} trains none of the blocks {_name_stacks(stacks)}: it {ended}"
+            )
         raise MisconfigurationException(_explain_absence(module, recorder, _name_stacks(stacks)))
     trace = None
     if not recorder.problems:
