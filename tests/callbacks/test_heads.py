@@ -268,6 +268,20 @@ def test_losses_that_come_and_go_are_refused(cls, match):
         fit(build(cls), 2)
 
 
+class Swapped(heads.CodebooksModule):
+    """Takes its heads in another order from the second batch on."""
+
+    def loss(self, batch):
+        x, pairs = self.states(batch), list(enumerate(self.heads))
+        pairs = pairs[::-1] if self.trainer.fit_loop.total_batch_idx else pairs
+        return sum(flat_loss(head(x), (batch + i) % VOCAB) for i, head in pairs) / len(pairs)
+
+
+def test_heads_that_change_places_are_refused():
+    with pytest.raises(RuntimeError, match="number 1 of this training step reads the logits of another head"):
+        fit(build(Swapped), 2)
+
+
 class Accuracy(heads.StackedModule):
     """Reads the logits that open heads make of all rows."""
 

@@ -238,12 +238,11 @@ class Injection:
         self.returns_loss = trace.returns_loss
         self.steps = 0
         self._indices = {call.number: index for index, call in enumerate(trace.calls)}
-        self._copied = [
-            head.placeholder
+        self._copied = any(
+            traced.is_copied and head.placeholder is not None
             for head, traced in zip(engine.heads, trace.heads, strict=True)
-            if traced.is_copied and head.placeholder is not None
-        ]
-        self._placeholders: list[torch.Tensor] = []
+        )
+        self._placeholders: list[tuple[torch.Tensor, int]] = []  # and copies of them, with the head's number
         self._foreign_losses = ForeignLosses()
         self._progress = 0.0
         self._calls = 0
@@ -275,8 +274,9 @@ class Injection:
             F.nll_loss: partial(self.cross_entropy, function=F.nll_loss),
             **self.engine.handlers,
         }
+        heads = self.engine.heads
+        self._placeholders = [(head.placeholder, i) for i, head in enumerate(heads) if head.placeholder is not None]
         if self._copied:
-            self._placeholders = [*self._copied]
             handlers |= {function: partial(self._copy, function) for function in _COPIES}
         self.derived = DerivedValues(hides_numbers=True)
         self.engine.returned = self.derived.follow
@@ -298,20 +298,21 @@ class Injection:
 
     def _copy(self, function: Callable[..., Any], values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Stands in for copies: that of a placeholder is one number too."""
-        if not self._is_known(values):
+        compiling = torch.compiler.is_compiling()
+        head = None if compiling else self._head_of(values)
+        # a compiler, which knows no bases, is asked for the strides
+        if head is None and not (compiling and values.ndim > 1 and not any(values.stride())):
             return NotImplemented
         number = function(values[(0,) * values.ndim], *args, **kwargs)
         copied = number.expand(values.shape)
-        if not torch.compiler.is_compiling():
-            self._placeholders.append(number)
+        if head is not None:
+            self._placeholders.append((number, head))
             self.derived.follow(copied)
         return copied
 
-    def _is_known(self, values: torch.Tensor) -> bool:
-        """Whether a tensor is a view of a placeholder; a compiler, which knows no bases, is asked for its strides."""
-        if torch.compiler.is_compiling():
-            return values.ndim > 1 and not any(values.stride())
-        return any(values._base is known for known in self._placeholders)
+    def _head_of(self, values: torch.Tensor) -> int | None:
+        """Number of the head of whose placeholder a tensor is a view."""
+        return next((head for known, head in self._placeholders if values._base is known), None)
 
     def cross_entropy(
         self, logits: torch.Tensor, target: torch.Tensor, *args: Any, function: Any = F.cross_entropy, **kwargs: Any
@@ -322,6 +323,12 @@ class Injection:
         output = self.engine.output
         if index is None or output is None:  # it may be the turn of another network
             return self._other_loss(function, logits, target, *args, **kwargs)
+        head = None if torch.compiler.is_compiling() else self._head_of(logits)
+        if head is not None and head != self.loss.calls[index].head:
+            raise RuntimeError(
+                f"the cross-entropy number {self._calls} of this training step reads the logits of another head than "
+                "on the first batch; the step must always compute its losses in one order"
+            )
         self._found[index] = entropy = self.loss.cross_entropy(
             index, output, logits, target, function=function, **read_options(args, kwargs)
         )
