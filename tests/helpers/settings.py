@@ -179,7 +179,6 @@ def _heads(name: str, shape: str, build: Callable[[], pl.LightningModule], head:
         head=head,
         states="network.norm" if head else "network.blocks",
         checkpoint=switch_checkpointing,
-        compiled="network",
         **options,
     )
 
@@ -274,7 +273,14 @@ SETTINGS: tuple[Setting, ...] = (
     _decoder("ignoring", "decoder", "own `ignore_index`", form=attending.ignoring_loss),
     _decoder("unreduced", "decoder", '`reduction="none"`, mean', form=attending.unreduced_loss),
     _decoder("divided", "decoder", '`reduction="sum"` / count', form=attending.divided_loss),
-    _heads("tied", "a tied head by `F.linear`", heads.FunctionHeadModule, "linear()", distributed="tied"),
+    _heads(
+        "tied",
+        "a tied head by `F.linear`",
+        heads.FunctionHeadModule,
+        "linear()",
+        compiled="network",
+        distributed="tied",
+    ),
     _heads(
         "einsum",
         "a tied head by `einsum`, scaled logits",
@@ -291,13 +297,14 @@ SETTINGS: tuple[Setting, ...] = (
     _heads(
         "codebooks", "codebooks: a head and a loss each, averaged", heads.CodebooksModule, "heads.0, heads.1, heads.2"
     ),
-    _heads("stacked", "codebooks: heads stacked", heads.StackedModule, "", loss="(B, V, k, T)"),
+    _heads("stacked", "codebooks: heads stacked", heads.StackedModule, "", loss="(B, V, k, T)", compiled="network"),
     _heads("interleaved", "codebooks: one wide head", heads.InterleavedModule, "", loss="(B·T·k, V)"),
     _heads(
         "world model",
         "IRIS: tokens, reward and end, on some rows of a block each",
         heads.WorldModelModule,
         "",
+        compiled="network",
         distributed="world-model",
     ),
     _heads("twice", "two losses on one head, the second on the last frame", heads.TwiceModule, "heads.0"),
@@ -309,6 +316,14 @@ SETTINGS: tuple[Setting, ...] = (
         "linear()",
         loss="`F.linear_cross_entropy`",
         missing="" if hasattr(torch.nn.functional, "linear_cross_entropy") else "torch has it from 2.10 on",
+    ),
+    Setting(
+        "pairs",
+        "layers as lists of attention and feed-forward",
+        attending.PairsModule,
+        blocks="stack",
+        head="head",
+        keys=False,
     ),
     Setting(
         "x-transformers",

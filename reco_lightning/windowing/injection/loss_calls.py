@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -142,8 +143,7 @@ def _find_head(loss: MetLoss, size: int, named: str | None) -> HeadRecord | None
         return None
     if not by_name and len(projections or leaves[:1] or functions) > 1:  # heads that are stacked, or added
         return None
-    calls = [record for record in loss.reached if record.module is chosen.module]
-    return chosen if chosen.module is None or len(calls) == 1 else None
+    return chosen
 
 
 def _is_named(record: HeadRecord, named: str | None) -> bool:
@@ -155,13 +155,18 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 def describe_losses(
-    losses: Sequence[MetLoss], root: torch.Tensor, linear_calls: Sequence[HeadRecord], named: str | None
+    losses: Sequence[MetLoss],
+    root: torch.Tensor,
+    records: Sequence[HeadRecord],
+    linear_calls: Sequence[HeadRecord],
+    named: str | None,
 ) -> tuple[list[TracedHead], list[LossCall], list[HeadRecord]]:
     """Describes the losses of a traced step.
 
     Args:
         losses: What was met, in order.
         root: The states that left the blocks, (B, T, D) or (B, T, H, W, C), from which the graph begins.
+        records: What modules and functions made of them.
         linear_calls: All calls of linear functions behind the blocks.
         named: The user's name for the head.
 
@@ -181,9 +186,11 @@ def describe_losses(
             f"after the blocks: {seen}; set head= to the module that makes the logits"
         )
     made_by = [_find_head(loss, batch * rows, named) for loss in losses]
+    times = Counter(record.module for record in records)
+    made_by = [None if head and head.module and times[head.module] > 1 else head for head in made_by]
     while shared := _read_otherwise(losses, made_by):
         made_by = [None if any(head is record for record in shared) else head for head in made_by]
-    records = list({id(head): head for head in made_by if head is not None}.values())
+    used = list({id(head): head for head in made_by if head is not None}.values())
     calls = []
     for loss, head, length in zip(losses, made_by, lengths, strict=True):
         outputs = [head.output] if head is not None else [root, *(record.output for record in loss.reached)]
@@ -192,25 +199,25 @@ def describe_losses(
             offsets = {origin - row for _, row, origin in row_origins(loss.logits, sources, batch, length)}
         except RuntimeError:  # a sharded weight of the heads is not whole any more
             offsets = set()
-        number = next((index for index, record in enumerate(records) if record is head), None)
+        number = next((index for index, record in enumerate(used) if record is head), None)
         follow = len(offsets) == 1
         after = rows - length - offsets.pop() if follow else 0
         calls.append(LossCall(loss.number, number, after, None if follow else (), loss.logits.detach(), length))
     heads = []
-    for index, record in enumerate(records):
+    for index, record in enumerate(used):
         given = [loss.logits for loss, call in zip(losses, calls, strict=True) if call.head == index]
         heads.append(
             TracedHead(
                 record.name,
                 is_module=record.module is not None,
-                call=_number(record, records, linear_calls),
+                call=_number(record, used, linear_calls),
                 like=record.output.detach().new_empty(()),
                 is_viewed=all(map(record.is_seen_in, given)),
                 is_copied=all(map(record.is_copied_in, given)),
                 learns_behind=any(reaches_parameter(logits, record.output) for logits in given),
             )
         )
-    return heads, calls, records
+    return heads, calls, used
 
 
 def _read_otherwise(losses: Sequence[MetLoss], heads: Sequence[HeadRecord | None]) -> list[HeadRecord]:

@@ -89,7 +89,9 @@ def _describe(recorder: StepRecorder, dry_run: DryRun) -> Trace:
     assert stack.shape is not None
     root = recorder.uses.roots[stack.name]
     batch, rows = root.shape[0], root.shape[1:-1].numel()
-    heads, calls, records = describe_losses(losses, root, recorder.linear_calls, recorder.overrides.head)
+    heads, calls, records = describe_losses(
+        losses, root, recorder.records, recorder.linear_calls, recorder.overrides.head
+    )
     calls = _find_scattered(recorder, dry_run, calls, batch, rows)
     weights = recorder.uses.weights(calls)
     states = [record.states for record in records]

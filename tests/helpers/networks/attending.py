@@ -338,6 +338,34 @@ class LitGPTModule(TokenModule):
         return flat_loss(self.gpt(batch)[:, :-1], batch[:, 1:])
 
 
+class Pairs(nn.Module):
+    """Layers as lists of attention and feed-forward, which this module calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.ModuleList([nn.LayerNorm(DIM), Attention(), feed_forward()]) for _ in range(DEPTH)
+        )
+
+    def forward(self, x):
+        for norm, attention, feed in self.layers:
+            x = x + attention(norm(x))
+            x = x + feed(x)
+        return x
+
+
+class PairsModule(TokenModule):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(VOCAB + 1, DIM)
+        self.position = nn.Parameter(torch.randn(TOKENS, DIM) * 0.2)
+        self.stack, self.norm, self.head = Pairs(), nn.LayerNorm(DIM), nn.Linear(DIM, VOCAB)
+
+    def loss(self, batch):
+        x = self.embedding(F.pad(batch[:, :-1], (1, 0), value=VOCAB)) + self.position
+        return flat_loss(self.head(self.norm(self.stack(x))), batch)
+
+
 class XTransformersModule(TokenModule):
     """x-transformers: a layer is a list of norms, block and residual that the decoder takes apart itself."""
 
