@@ -103,19 +103,7 @@ class ForeignLosses:
     """
 
     def __init__(self) -> None:
-        known = [(getattr(sys.modules.get(path), name, None), stand_in) for path, name, stand_in in _LOSSES]
-        found = {id(loss): (loss, _redirect(loss, stand_in)) for loss, stand_in in known if loss is not None}
-        self._places: list[tuple[Any, str, Any, Any]] = [
-            (module, name, *found[id(value)])
-            for module in list(sys.modules.values())
-            if isinstance(module, ModuleType)
-            for name, value in list(vars(module).items())
-            if id(value) in found
-        ]
-        for path, name, stand_in in _MODULES:
-            owner = getattr(sys.modules.get(path), name, None)
-            if owner is not None:
-                self._places.append((owner, "forward", owner.forward, _redirect(owner.forward, stand_in)))
+        self._places = _find_places(_fingerprint())
 
     def __enter__(self) -> None:
         for owner, name, _, stand_in in self._places:
@@ -124,6 +112,32 @@ class ForeignLosses:
     def __exit__(self, *_: object) -> None:
         for owner, name, original, _ in self._places:
             setattr(owner, name, original)
+
+
+def _fingerprint() -> tuple[int, ...]:
+    """What changes where a module is loaded or gets another name, in the time that it takes to count."""
+    owners = [id(sys.modules.get(path)) for path, *_ in (*_LOSSES, *_MODULES)]
+    modules = [vars(module) for module in list(sys.modules.values()) if isinstance(module, ModuleType)]
+    return len(modules), sum(map(len, modules)), *owners
+
+
+@functools.lru_cache(maxsize=1)
+def _find_places(fingerprint: tuple[int, ...]) -> list[tuple[Any, str, Any, Any]]:
+    """Owners of the losses, by what name, the loss and its stand-in."""
+    known = [(getattr(sys.modules.get(path), name, None), stand_in) for path, name, stand_in in _LOSSES]
+    found = {id(loss): (loss, _redirect(loss, stand_in)) for loss, stand_in in known if loss is not None}
+    places = [
+        (module, name, *found[id(value)])
+        for module in list(sys.modules.values())
+        if isinstance(module, ModuleType)
+        for name, value in list(vars(module).items())
+        if id(value) in found
+    ]
+    for path, name, stand_in in _MODULES:
+        owner = getattr(sys.modules.get(path), name, None)
+        if owner is not None:
+            places.append((owner, "forward", owner.forward, _redirect(owner.forward, stand_in)))
+    return places
 
 
 def _redirect(original: Callable[..., Any], stand_in: Callable[..., Any]) -> Callable[..., Any]:
