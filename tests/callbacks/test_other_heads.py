@@ -67,6 +67,25 @@ class Deep(Head):
         return flat_loss(last(norm(F.gelu(first(x)))), targets)
 
 
+class ListOfLayers(Head):
+    """An MLP as a list of like layers, which looks like a stack of blocks."""
+
+    def make(self):
+        self.last = nn.Linear(DIM, VOCAB)
+        return nn.ModuleList(nn.Linear(DIM, DIM) for _ in range(2))
+
+    def of_states(self, x, targets):
+        for layer in self.head:
+            x = x + layer(x).relu()
+        return flat_loss(self.last(x), targets)
+
+
+class ListOfResidualLayers(ListOfLayers):
+    def make(self):
+        self.last = nn.Linear(DIM, VOCAB)
+        return nn.ModuleList(nn.Sequential(nn.LayerNorm(DIM), nn.Linear(DIM, DIM), nn.GELU()) for _ in range(2))
+
+
 class Added(Head):
     """Two heads whose logits are added."""
 
@@ -137,6 +156,8 @@ MODULES = [
     WeightNorm,
     ScaledAndShifted,
     Deep,
+    ListOfLayers,
+    ListOfResidualLayers,
     Added,
     Shared,
     MixtureOfSoftmaxes,

@@ -54,6 +54,7 @@ class Stack:
         attentions: Those that reached ``F.scaled_dot_product_attention``.
         shape: Shape of the states, once the last block was called.
         last_input: What the last call was given.
+        behind: The stack whose states they were given, if any.
         problem: Why they cannot be windowed.
         recomputed: Whether they run under activation checkpointing.
         recomputes_parts: Whether they checkpoint their attention inside themselves.
@@ -66,10 +67,18 @@ class Stack:
     attentions: set[int] = field(default_factory=set)
     shape: torch.Size | None = None
     last_input: torch.Tensor | None = None
+    behind: Stack | None = None
     problem: str | None = None
     recomputed: bool = False
     recomputes_parts: bool = False
     unmasked: bool = False
+
+    @property
+    def is_part_of_heads(self) -> bool:
+        """Whether they are layers of what stands behind another stack: they attend to nothing, and that one does."""
+        if self.attentions or self.behind is None:
+            return False
+        return bool(self.behind.attentions) or not any(list(block.children()) for block in self.blocks)
 
 
 class StepRecorder:
@@ -168,6 +177,8 @@ class StepRecorder:
             return original(*args, **kwargs)
         if hidden is stack.last_input and len(stack.blocks) > 1:  # heads, say, that all read the same
             self._leave_out(stack)
+        if index == 0 and hidden.requires_grad:
+            stack.behind = self._stack_of(hidden)
         stack.last_input = hidden
         stack.calls.append(index)
         outside = under_checkpoint()
@@ -189,6 +200,8 @@ class StepRecorder:
 
         if hidden.ndim < 3:
             stack.problem = f"its blocks take states of the shape {tuple(hidden.shape)}, and not (B, T, D)"
+        if stack.behind is not None and stack.is_part_of_heads:
+            self._leave_out(stack)
         stack.shape, stack.last_input = hidden.shape, None
         self.finished.append(stack)
         self.linear_calls.clear()
