@@ -8,10 +8,12 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from reco_lightning import ReCoCallback
 from tests.callbacks.test_heads import WINDOWS, compare, fit, reference
+from tests.helpers.networks.attending import Block
 from tests.helpers.networks.common import DIM, TOKENS, VOCAB, TokenModule, draw_ids, flat_loss
 from tests.helpers.networks.heads import Trunk
 
@@ -204,3 +206,47 @@ def test_a_head_that_cannot_run_on_the_window_alone_reads_the_states_of_all_rows
     (call,) = trace.calls
     assert (call.head, list(call.origins(trace.rows))) == (None, list(range(offset, TOKENS + offset)))
     assert trace.layout(TOKENS).prefix(trace.rows) == 1 + offset
+
+
+class TwoStacks(Head):
+    """The blocks of one network in two lists."""
+
+    def make(self):
+        self.more = nn.ModuleList(Block() for _ in range(2))
+        return nn.Linear(DIM, VOCAB)
+
+    def of_states(self, x, targets):
+        for block in self.more:
+            x = block(x)
+        return flat_loss(self.head(x), targets)
+
+
+def test_blocks_in_two_lists_are_refused_by_name():
+    torch.manual_seed(3)
+    module = TwoStacks()
+    with pytest.raises(MisconfigurationException, match=r"'network.blocks.layers' and 'more', .*into one ModuleList"):
+        ReCoCallback(WINDOWS).settings.select(module, lambda: module.loss(draw_ids(0)))
+    trace = ReCoCallback(WINDOWS, blocks="more").settings.select(module, lambda: module.loss(draw_ids(0))).trace
+    assert trace.blocks == "more"
+
+
+class ListInFront(Head):
+    """An MLP of like layers in front of the blocks."""
+
+    def make(self):
+        self.first = nn.ModuleList(nn.Linear(DIM, DIM) for _ in range(2))
+        return nn.Linear(DIM, VOCAB)
+
+    def loss(self, batch):
+        network = self.network
+        x = torch.cat([network.start.expand(len(batch), -1, -1), network.embedding(batch[:, :-1])], dim=1)
+        for layer in self.first:
+            x = x + layer(x).relu()
+        return flat_loss(self.head(network.norm(network.blocks(x + network.position))), batch)
+
+
+def test_layers_in_front_of_the_blocks_are_none_of_them():
+    torch.manual_seed(3)
+    module = ListInFront()
+    selection = ReCoCallback(WINDOWS).settings.select(module, lambda: module.loss(draw_ids(0)))
+    assert (selection.engine.name, selection.trace.blocks) == ("frozen", "network.blocks.layers")

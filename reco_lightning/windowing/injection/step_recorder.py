@@ -78,7 +78,17 @@ class Stack:
         """Whether they are layers of what stands behind another stack: they attend to nothing, and that one does."""
         if self.attentions or self.behind is None:
             return False
-        return bool(self.behind.attentions) or not any(list(block.children()) for block in self.blocks)
+        return bool(self.behind.attentions) or self.are_layers
+
+    @property
+    def are_layers(self) -> bool:
+        """Whether the modules have no parts, as linear layers have none."""
+        return not any(list(block.children()) for block in self.blocks)
+
+    def goes_on_from(self, other: Stack) -> bool:
+        """Returns whether both may attend over the same rows."""
+        may_attend = bool(other.attentions) or not (self.attentions or other.are_layers)
+        return may_attend and other.shape == self.shape
 
 
 class StepRecorder:
@@ -268,6 +278,12 @@ class StepRecorder:
             self.problems.append(
                 "F.cross_entropy runs under torch.utils.checkpoint, whose recomputation would be the plain step's; "
                 "take head and loss out of it: windows save that memory too"
+            )
+        elif stack.behind is not None and stack.goes_on_from(stack.behind):
+            self.problems.append(
+                f"two lists of blocks run one after the other on the same rows, '{stack.behind.name}' and "
+                f"'{stack.name}', and windows would freeze the context of one alone; put them into one ModuleList, or "
+                "name by blocks= the one that attends"
             )
         elif stack.calls != list(range(len(stack.blocks))):
             stack.problem = f"its blocks were called in the order {stack.calls[:9]}, and not once each"
