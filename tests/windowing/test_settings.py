@@ -25,7 +25,12 @@ from tests.helpers.networks.common import BATCH, BLOCKS, PER_BLOCK, RATES, quiet
 from tests.helpers.networks.references import reference_gradients, see_loss
 from tests.helpers.settings import CONDITIONS, REFUSALS, SETTINGS, WINDOWS, support_matrix, tried
 
-pytestmark = [pytest.mark.slow, pytest.mark.third_party]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.third_party,
+    # Lightning's word on a frozen tokenizer.
+    pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode at the start of training"),
+]
 
 WHOLE = WindowSampler(BLOCKS, PER_BLOCK, window_blocks=BLOCKS)
 SINGLE = WindowSampler(BLOCKS, PER_BLOCK, window_blocks=1)
@@ -42,11 +47,6 @@ def over(settings):
 
 
 every = over(SETTINGS)
-# Lightning's word on a frozen tokenizer.
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode at the start of training"),
-]
 
 
 def has_dropout(setting):
