@@ -51,13 +51,14 @@ test-newest:  ## Run the tests with the newest release of every dependency, in .
 
 # What old releases say about newer ones of their own dependencies is no fault of ours, nor are the sockets that wandb 0.18 leaves
 # to the garbage collector in whatever test it runs, and the oldest hypothesis looks for who refers to its random
-# generator, which a frozen heap does not tell (tests/conftest.py); every other warning is an error.
+# generator, which a frozen heap does not tell (tests/conftest.py), and torch 2.9 looks at gradients of what it compiles; every
+# other warning is an error.
 test-oldest: $(VENV)/dev.stamp  ## Run the tests with the oldest releases that pyproject.toml allows, in .venv-oldest
 	$(PYTHON_OLDEST) -m venv $(OLDEST)
 	$(BIN)/python .ci/oldest.py litdata,$(DEV_EXTRAS) >$(OLDEST)/constraints.txt
 	$(OLDEST)/bin/python -m pip install --quiet -c $(OLDEST)/constraints.txt -e ".[$(DEV_EXTRAS)]"
 	$(call PYTEST,$(OLDEST)) -W ignore::DeprecationWarning -W ignore::FutureWarning -W "ignore:unclosed <socket:ResourceWarning" \
-		-W 'ignore:It looks like `register_random`'
+		-W 'ignore:It looks like `register_random`' -W "ignore:The .grad attribute of a Tensor that is not a leaf"
 	PIP_CONSTRAINT=$(OLDEST)/constraints.txt tests/litdata/run.sh $(OLDEST)/bin/python -W ignore::DeprecationWarning
 
 lint: $(VENV)/dev.stamp  ## Check format, style, types and the layers of the package

@@ -79,8 +79,8 @@ def _tapped(seen, handlers):
         if hasattr(F, "linear_cross_entropy"):
             fused = _of_linear(inner, F.linear)
             stack.enter_context(patch.object(F, "linear_cross_entropy", fused))
-        if "x_transformers.autoregressive_wrapper" in sys.modules:
-            wrapper = sys.modules["x_transformers.autoregressive_wrapper"]
+        wrapper = sys.modules.get("x_transformers.autoregressive_wrapper")
+        if hasattr(wrapper, "cross_entropy"):  # older releases call torch's own
             stack.enter_context(patch.object(wrapper, "cross_entropy", _of_x_transformers(inner)))
         if handlers:
             stack.enter_context(FunctionInterceptor({F.cross_entropy: seen, F.nll_loss: nll, **handlers}))
