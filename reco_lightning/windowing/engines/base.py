@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from reco_lightning.windowing.engines.linear_calls import LINEAR_FUNCTIONS, Line
 from reco_lightning.windowing.rows import HeadInput, RowLayout, WindowGroup, WindowOutput, split_batch
 from reco_lightning.windowing.sampler import Window
 
-__all__ = ["Engine", "ForwardState", "Head", "place_rows"]
+__all__ = ["BlockCall", "Engine", "ForwardState", "Head", "place_rows"]
 
 
 def place_rows(logits: torch.Tensor, groups: Sequence[WindowGroup], rows: int, *, outside_value: float) -> torch.Tensor:
@@ -104,6 +104,15 @@ class ForwardState:
         """Returns each group's rows (B_g, rows, D) of states."""
         rows = states.reshape(self.batch, self.rows, -1)
         return tuple(rows[group.samples, group.loss_start : group.stop] for group in self.groups)
+
+
+class BlockCall(NamedTuple):
+    """A call of a block: its forward, the states (B, T, D) among its arguments, and these."""
+
+    original: Callable[..., Any]
+    hidden: torch.Tensor
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
 
 
 class Engine:
@@ -237,7 +246,8 @@ class Engine:
         run = self._run
         if run is None:
             return original(*args, **kwargs)
-        output = original(*args, **kwargs) if run.whole else self._run_block(index, original, hidden, args, kwargs)
+        call = BlockCall(original, hidden, args, kwargs)
+        output = original(*args, **kwargs) if run.whole else self._run_block(index, run, call)
         if index == self._last:
             run.linear_calls = 0
             return map_hidden(output, partial(self._exit, run))
@@ -254,14 +264,7 @@ class Engine:
         """What the blocks of a forward are to know of it; engines add to it."""
         return run
 
-    def _run_block(
-        self,
-        index: int,
-        original: Callable[..., Any],
-        hidden: torch.Tensor,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
+    def _run_block(self, index: int, run: Any, call: BlockCall) -> Any:
         """Runs a block on windows; what leaves the last one has T rows again, for what follows may count on them."""
         raise NotImplementedError
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from reco_lightning.windowing.engines.base import Engine, ForwardState, Head, place_rows
+from reco_lightning.windowing.engines.base import BlockCall, Engine, ForwardState, Head, place_rows
 from reco_lightning.windowing.engines.call_slicing import map_hidden
 from reco_lightning.windowing.engines.interception import PatchedMethod
 from reco_lightning.windowing.rows import RowLayout
@@ -94,19 +94,10 @@ class DroppedEngine(Engine):
         """Nothing: a forward begins with the network."""
 
     @override
-    def _run_block(
-        self,
-        index: int,
-        original: Callable[..., Any],
-        hidden: torch.Tensor,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        run = self._run
-        assert run is not None
+    def _run_block(self, index: int, run: ForwardState, call: BlockCall) -> Any:
 
         def place(states: torch.Tensor) -> torch.Tensor:
             rows = states[:, -max(group.stop - group.loss_start for group in run.groups) :]
             return place_rows(rows, run.groups, run.rows, outside_value=0.0)
 
-        return map_hidden(original(*args, **kwargs), place)
+        return map_hidden(call.original(*call.args, **call.kwargs), place)

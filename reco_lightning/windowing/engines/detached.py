@@ -9,7 +9,7 @@ front of the window; ``prefix`` saves what lies behind it, and both the head's w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from typing_extensions import override
 
-from reco_lightning.windowing.engines.base import Engine, ForwardState, Head
+from reco_lightning.windowing.engines.base import BlockCall, Engine, ForwardState, Head
 from reco_lightning.windowing.engines.call_slicing import cut_call, map_hidden
 from reco_lightning.windowing.rows import RowLayout
 
@@ -86,16 +86,8 @@ class DetachedEngine(Engine):
         return _State(run.groups, run.rows, run.batch, run.whole, constant=constant, later=later)
 
     @override
-    def _run_block(
-        self,
-        index: int,
-        original: Callable[..., Any],
-        hidden: torch.Tensor,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        run, states = self._run, hidden
-        assert run is not None
+    def _run_block(self, index: int, run: _State, call: BlockCall) -> Any:
+        states = call.hidden
         if index == 0:
             if not self.fixed_length:
                 states = states[:, : run.stop]
@@ -104,8 +96,8 @@ class DetachedEngine(Engine):
         if run.constant is not None:
             states = torch.where(_select(run.constant, states), states.detach(), states)
         stop = run.rows if self.fixed_length else run.stop
-        cut_args, cut_kwargs = cut_call(args, kwargs, states, start=0, stop=stop, rows=run.rows)
-        output = original(*cut_args, **cut_kwargs)
+        cut_args, cut_kwargs = cut_call(call.args, call.kwargs, states, start=0, stop=stop, rows=run.rows)
+        output = call.original(*cut_args, **cut_kwargs)
         if index == self._last and not self.fixed_length:
             return map_hidden(output, lambda states: F.pad(states, (0, 0, 0, run.rows - stop)))
         return output

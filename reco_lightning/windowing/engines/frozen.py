@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
-from reco_lightning.windowing.engines.base import Engine, ForwardState, Head
+from reco_lightning.windowing.engines.base import BlockCall, Engine, ForwardState, Head
 from reco_lightning.windowing.engines.call_slicing import (
     checkpoints_itself,
     cut_call,
@@ -120,24 +120,16 @@ class FrozenEngine(Engine):
         return _State(run.groups, run.rows, run.batch, run.whole)
 
     @override
-    def _run_block(
-        self,
-        index: int,
-        original: Callable[..., Any],
-        hidden: torch.Tensor,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        run = self._run
-        assert run is not None
+    def _run_block(self, index: int, run: _State, call: BlockCall) -> Any:
         block = self._blocks[index]
         groups = range(len(run.groups))
 
         def windows(states: torch.Tensor) -> Any:
-            return pack([self._group(index, number, original, states, args, kwargs) for number in groups])
+            own = call._replace(hidden=states)
+            return pack([self._group(index, number, run, own) for number in groups])
 
         if not (checkpoints_itself(block) and block.training and torch.is_grad_enabled()):
-            return windows(hidden)
+            return windows(call.hidden)
 
         def windows_of_plain_block(states: torch.Tensor) -> Any:
             block.gradient_checkpointing = False  # type: ignore[assignment]
@@ -147,19 +139,10 @@ class FrozenEngine(Engine):
                 block.gradient_checkpointing = True  # type: ignore[assignment]
 
         # The layers of transformers checkpoint inside their forward, where a recomputation would not see the window.
-        return checkpoint(windows_of_plain_block, hidden, use_reentrant=False)
+        return checkpoint(windows_of_plain_block, call.hidden, use_reentrant=False)
 
-    def _group(
-        self,
-        index: int,
-        number: int,
-        original: Callable[..., Any],
-        hidden: torch.Tensor,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        run = self._run
-        assert run is not None
+    def _group(self, index: int, number: int, run: _State, block_call: BlockCall) -> Any:
+        original, hidden, args, kwargs = block_call
         group = run.groups[number]
         first = group.first
         if index == 0:
