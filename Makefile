@@ -25,8 +25,9 @@ LOCKED_PYTHONS := 3.10 3.11 3.12 3.13
 LOCKS := $(LOCKED_PYTHONS:%=.ci/constraints/%.txt)
 
 INSTALL = env $$(.ci/locked $(BIN)/python) $(BIN)/python -m pip install --quiet
-# bytecode is kept: each process that a test starts would compile the package anew
-PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal --durations 15 $(ARGS)
+# bytecode is kept: each process that a test starts would compile the package anew; a file's tests stay in one process, which
+# makes what they share once
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadscope --durations 15 $(ARGS)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast test-newest test-oldest lint docs lock gpu clean

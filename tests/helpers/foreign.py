@@ -64,11 +64,11 @@ class Layer(nn.Module):
 class Network(nn.Module):
     """A GPT with learned positions; ``loss_inside`` computes the loss in its forward."""
 
-    def __init__(self, *, sequential=False, dropout=0.0, zero_head=False, vocab=VOCAB):
+    def __init__(self, *, sequential=False, dropout=0.0, zero_head=False, vocab=VOCAB, depth=3):
         super().__init__()
         self.wte = nn.Embedding(vocab, DIM)
         self.wpe = nn.Parameter(torch.randn(1, TOKENS + 8, DIM) * 0.2)
-        layers = [Layer(dropout) for _ in range(3)]
+        layers = [Layer(dropout) for _ in range(depth)]
         self.h = nn.Sequential(*layers) if sequential else nn.ModuleList(layers)
         self.ln_f = nn.LayerNorm(DIM)
         self.lm_head = nn.Linear(DIM, vocab, bias=False)

@@ -13,7 +13,7 @@ from tests.helpers.processes import finish, launched
 
 pytestmark = pytest.mark.distributed
 
-LIMIT = 300  # seconds after which a launch counts as hanging
+LIMIT = 900  # seconds after which a launch counts as hanging
 STRATEGIES = ("ddp", "fsdp2")
 REFUSED = {"ddp": "refused-by-0", "fsdp2": "refused-by-1"}
 FINISHED = [name for name in CASES if not name.startswith("refused")]

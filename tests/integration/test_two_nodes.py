@@ -17,7 +17,7 @@ from tests.helpers.processes import clean_environment, forked, free_port
 
 pytestmark = pytest.mark.distributed
 
-LIMIT = 300  # seconds after which a launch counts as hanging
+LIMIT = 900  # seconds after which a launch counts as hanging
 NODES, BATCH = 2, 8  # the batch of both nodes together
 
 
