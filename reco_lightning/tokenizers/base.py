@@ -7,7 +7,7 @@ uint8 clips.
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,7 +15,24 @@ from torch import Tensor
 from reco_lightning.support.argument_checks import check_int, check_tensor
 from reco_lightning.support.fingerprint import fingerprint as fingerprint  # version 0.1 had it here
 
-__all__ = ["VideoTokenizer", "latent_grid", "to_uint8", "to_unit_range"]
+__all__ = ["ClipShape", "VideoTokenizer", "latent_grid", "to_uint8", "to_unit_range"]
+
+
+class ClipShape(NamedTuple):
+    """The clips that a tokenizer was trained on; a `VideoTokenizer` that knows it has it as `trained_on`.
+
+    Attributes:
+        frames: T.
+        size: (H, W) in pixels.
+        stride: Distance between two frames of a clip, in frames of the file.
+    """
+
+    frames: int
+    size: tuple[int, int]
+    stride: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.frames} frames of {self.size[0]} x {self.size[1]} pixels at stride {self.stride}"
 
 
 def to_unit_range(clips: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from reco_lightning.support.argument_checks import check_finite, check_int
-from reco_lightning.tokenizers.base import latent_grid, to_unit_range
+from reco_lightning.tokenizers.base import ClipShape, latent_grid, to_unit_range
 from reco_lightning.tokenizers.layers import PATCH, build_decoder, build_encoder
 
 __all__ = ["VQVAE", "gradient_loss", "perplexity", "psnr", "rate_factor"]
@@ -181,6 +181,7 @@ class VQVAE(L.LightningModule):
         if not 0 <= codebook_decay < 1:
             raise ValueError(f"codebook_decay must be at least 0 and below 1, got {codebook_decay}")
         self.save_hyperparameters()
+        self.trained_on: ClipShape | None = None
         self.codebook_size = codebook_size
         self.spatial_stride = spatial_stride
         self.temporal_stride = PATCH
@@ -271,7 +272,10 @@ class VQVAE(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Returns the reconstruction and commitment loss of a batch {"video": uint8 (B, T, H, W, 3)}."""
         video = to_unit_range(batch["video"])
-        self.grid(*video.shape[2:])
+        frames, height, width = video.shape[2:]
+        self.grid(frames, height, width)
+        stride = getattr(getattr(self.trainer, "datamodule", None), "stride", 1)
+        self.trained_on = ClipShape(frames, (height, width), stride)
         features = self.encoder(video).movedim(1, -1)  # (B, t, h, w, D)
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):  # a resumed run draws what the uninterrupted one would have
@@ -302,6 +306,18 @@ class VQVAE(L.LightningModule):
             batch_size=len(video),
             sync_dist=True,
         )
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the shape of the clips, which `reco tokenize` cuts alike."""
+        if self.trained_on is not None:
+            checkpoint["trained_on"] = self.trained_on._asdict()
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes up the shape of the clips; checkpoints of version 0.1 do not hold it."""
+        if "trained_on" in checkpoint:
+            self.trained_on = ClipShape(**checkpoint["trained_on"])
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -23,6 +23,23 @@ def grey_frames(count, height=48, width=64):
     return np.stack([np.full((height, width, 3), grey(number), np.uint8) for number in range(count)])
 
 
+def bit_frames(count, height=48, width=64):
+    """Frames whose picture is their number: cell b of 2 rows x 4 columns is light where bit b of it is 1."""
+    bits = np.arange(count)[:, None] >> np.arange(8) & 1  # (T, 8)
+    cells = np.where(bits, 235, 20).astype(np.uint8).reshape(count, 2, 4)
+    return cells.repeat(height // 2, 1).repeat(width // 4, 2)[..., None].repeat(3, 3)
+
+
+def bits_of(clip):
+    """Frame numbers that a clip of `bit_frames` shows."""
+    grey = clip.mean(-1)
+    height, width = grey.shape[1] // 2, grey.shape[2] // 4
+    cells = grey.reshape(len(grey), 2, height, 4, width)[
+        :, :, height // 4 : -(height // 4), :, width // 4 : -(width // 4)
+    ]
+    return ((cells.mean((2, 4)).reshape(-1, 8) > 127) << np.arange(8)).sum(1).tolist()
+
+
 def encode(path, frames, *, codec="libx264", pix_fmt="yuv420p", gop=12, b_frames=0, times=None, options=None, **muxer):
     """Write frames; `times` are their time stamps in 1/25 s, `muxer` are container options."""
     path = Path(path)

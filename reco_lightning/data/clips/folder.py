@@ -7,6 +7,7 @@ import copy
 import math
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, TypedDict, get_args
 
@@ -17,7 +18,7 @@ from torch.utils.data import Dataset
 
 from reco_lightning.data.index.clip_index import IndexedVideo
 from reco_lightning.data.index.layouts import Layout, open_index
-from reco_lightning.data.video.clip import Resize, VideoError, VideoInfo, fit_size, read_clip
+from reco_lightning.data.video.clip import OnDamage, Resize, VideoError, VideoInfo, fit_size, read_clip
 from reco_lightning.data.video.scan import VIDEO_EXTENSIONS, scan_videos
 from reco_lightning.support.argument_checks import check_choice, check_flag, check_int
 
@@ -73,6 +74,8 @@ class VideoFolder(Dataset[VideoItem]):
         clip_step: Distance between the starts of two clips of a file, in frames of the file; by default `frames *
             stride`, so that clips lie end to end.
         on_error: `skip` leaves unusable files out, `raise` stops with a `VideoError`.
+        on_damage: `skip` counts a video that is damaged anywhere as unusable; `keep` uses the clips in front of and
+            behind the damage.
         extensions: Endings that count as video.
         cache: Remember the scan from one start to the next.
         layout: How the data set lies in `root`; see `open_index`, also for the next two.
@@ -112,6 +115,7 @@ class VideoFolder(Dataset[VideoItem]):
         resize: Resize = "short_side_crop",
         clip_step: int | None = None,
         on_error: OnError = "skip",
+        on_damage: OnDamage = "skip",
         extensions: Sequence[str] = VIDEO_EXTENSIONS,
         cache: bool = True,
         layout: Layout = "folders",
@@ -124,11 +128,13 @@ class VideoFolder(Dataset[VideoItem]):
         step = frames * stride if clip_step is None else clip_step
         fit_size(1, 1, size=size, resize=resize)  # checks both
         check_choice(get_args(OnError), on_error=on_error)
+        check_choice(get_args(OnDamage), on_damage=on_damage)
         listed = open_index(root, layout=layout, split=split, index=index, extensions=extensions)
         self.root = os.path.abspath(root)
         self.frames, self.stride, self.size, self.resize, self.clip_step = frames, stride, size, resize, step
         self.on_error = on_error
-        scan = scan_videos(root, list(dict.fromkeys(video.path for video in listed.videos)), cache=cache)
+        names = list(dict.fromkeys(video.path for video in listed.videos))
+        scan = scan_videos(root, names, cache=cache, on_damage=on_damage)
         span = (frames - 1) * stride + 1
         self.classes = list(listed.classes)
         self.groups = {self._path(name): group for name, group in listed.groups.items()}
@@ -151,6 +157,8 @@ class VideoFolder(Dataset[VideoItem]):
             raise VideoError(_report(self.skipped, len(listed.videos), self.root))
         if self.skipped:
             rank_zero_warn(_report(self.skipped, len(listed.videos), self.root) + "\nThey are left out.", stacklevel=2)
+        if damaged := [path for path, info in self.infos.items() if info.damage]:
+            rank_zero_warn(self._report_damage(damaged), stacklevel=2)
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -208,6 +216,18 @@ class VideoFolder(Dataset[VideoItem]):
         chosen._failed = set()
         return chosen
 
+    def _report_damage(self, damaged: list[str]) -> str:
+        clips = Counter(clip.path for clip in self.clips)
+        lines = [
+            f"  {os.path.relpath(path, self.root)}: {self.infos[path].damage}; "
+            f"{clips[path]} clips of {len(self.infos[path].runs)} sound parts"
+            for path in damaged
+        ]
+        head = (
+            f"{len(damaged)} videos in {self.root} are damaged; the clips in front of and behind the damage are used:"
+        )
+        return "\n".join([head, *lines])
+
     def _path(self, name: str) -> str:
         return os.path.normpath(os.path.join(self.root, name))
 
@@ -219,19 +239,23 @@ class VideoFolder(Dataset[VideoItem]):
         yield from ((index + step) % count for step in range(count))
 
 
-def _starts(video: IndexedVideo, info: VideoInfo, *, span: int, step: int) -> tuple[range, str]:
+def _starts(video: IndexedVideo, info: VideoInfo, *, span: int, step: int) -> tuple[list[int], str]:
     """First frames of the clips of a video, and why there are none."""
     first, stop, within = 0, info.frames, ""
     if video.start is not None or video.end is not None:
         if not info.fps:
-            return range(0), "has no frame rate, so that start and end in seconds mean nothing"
-        begin, end = video.start or 0.0, math.inf if video.end is None else video.end
-        first = math.ceil(begin * info.fps - 1e-6)  # the first frame at or after that second
-        stop = min(stop, math.ceil(min(end * info.fps, stop) - 1e-6))
-        within = f" from second {begin:g} to {'the end' if video.end is None else f'{end:g}'}"
-    if stop - first < span:
-        return range(0), f"is too short: it holds {max(0, stop - first)} frames{within}, a clip spans {span}"
-    return range(first, stop - span + 1, step), ""
+            return [], "has no frame rate, so that start and end in seconds mean nothing"
+        since, until = video.start or 0.0, math.inf if video.end is None else video.end
+        first = math.ceil(since * info.fps - 1e-6)  # the first frame at or after that second
+        stop = min(stop, math.ceil(min(until * info.fps, stop) - 1e-6))
+        within = f" from second {since:g} to {'the end' if video.end is None else f'{until:g}'}"
+    parts = [(max(first, begin), min(stop, end)) for begin, end in info.parts()]
+    starts = [start for begin, end in parts for start in range(begin, end - span + 1, step)]
+    if starts:
+        return starts, ""
+    longest = max(0, *(end - begin for begin, end in parts))
+    damage = f" without damage ({info.damage})" if info.damage else ""
+    return [], f"is too short: it holds {longest} frames{within}{damage}, a clip spans {span}"
 
 
 def _report(skipped: list[tuple[str, str]], total: int, root: str) -> str:

@@ -15,7 +15,7 @@ from typing_extensions import override
 from reco_lightning.data.clips.folder import Clip, OnError, VideoFolder, VideoItem
 from reco_lightning.data.index.layouts import Layout, check_names
 from reco_lightning.data.loading.resumable_loader import ResumableDataLoader
-from reco_lightning.data.video.clip import Resize, fit_size
+from reco_lightning.data.video.clip import OnDamage, Resize, fit_size
 from reco_lightning.data.video.scan import VIDEO_EXTENSIONS
 from reco_lightning.support.argument_checks import (
     check_choice,
@@ -105,6 +105,7 @@ class VideoDataModule(L.LightningDataModule):
         resize: `short_side_crop` or `squash`.
         clip_step: Distance between the starts of two clips of a file; by default they lie end to end.
         on_error: `skip` leaves unusable files out, `raise` stops.
+        on_damage: `skip` leaves damaged files out, `keep` uses their sound parts.
         extensions: Endings that count as video.
         cache: Remember the scan of the files from one start to the next.
         batch_size: Clips per batch, B.
@@ -143,6 +144,7 @@ class VideoDataModule(L.LightningDataModule):
         resize: Resize = "short_side_crop",
         clip_step: int | None = None,
         on_error: OnError = "skip",
+        on_damage: OnDamage = "skip",
         extensions: Sequence[str] = VIDEO_EXTENSIONS,
         cache: bool = True,
         batch_size: int = 8,
@@ -165,12 +167,13 @@ class VideoDataModule(L.LightningDataModule):
         check_names(split, extensions)
         fit_size(1, 1, size=size, resize=resize)  # checks both
         check_choice(get_args(OnError), on_error=on_error)
+        check_choice(get_args(OnDamage), on_damage=on_damage)
         check_choice(get_args(Layout), layout=layout)
         check_choice((*get_args(StartMethod), None), start_method=start_method)
         _check_fraction(val_fraction)
         self.root = root
         self.frames, self.stride, self.size, self.resize, self.clip_step = frames, stride, size, resize, clip_step
-        self.on_error, self.extensions, self.cache = on_error, extensions, cache
+        self.on_error, self.on_damage, self.extensions, self.cache = on_error, on_damage, extensions, cache
         self.batch_size, self.num_workers, self.start_method = batch_size, num_workers, start_method
         self.val_fraction, self.seed = val_fraction, seed
         self.layout, self.split, self.index = layout, split, index
@@ -232,6 +235,7 @@ class VideoDataModule(L.LightningDataModule):
             resize=self.resize,
             clip_step=self.clip_step,
             on_error=self.on_error,
+            on_damage=self.on_damage,
             extensions=self.extensions,
             cache=self.cache,
             layout=self.layout,

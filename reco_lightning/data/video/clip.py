@@ -10,12 +10,12 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from reco_lightning.data.video.decoders import Pixels, VideoError, VideoInfo
+from reco_lightning.data.video.decoders import OnDamage, Pixels, VideoError, VideoInfo
 from reco_lightning.data.video.file import VideoFile
 from reco_lightning.data.video.frames import FrameFolder, is_frame_folder
 from reco_lightning.support.argument_checks import check_choice, check_int, check_path
 
-__all__ = ["Resize", "VideoError", "VideoInfo", "fit_size", "open_source", "probe", "read_clip"]
+__all__ = ["OnDamage", "Resize", "VideoError", "VideoInfo", "fit_size", "open_source", "probe", "read_clip"]
 
 Resize = Literal["short_side_crop", "squash"]
 
@@ -61,21 +61,19 @@ def open_source(path: str | os.PathLike[str]) -> VideoFile | FrameFolder:
     return FrameFolder(path) if is_frame_folder(path) else VideoFile(path)
 
 
-def probe(path: str | os.PathLike[str]) -> VideoInfo:
-    """Decodes a file once from start to end and reports what it holds and who can read it.
-
-    Only a full decode finds damage in the middle, and only a comparison finds the files in which decord returns frames
-    other than those asked for (it does in some HEVC, MPEG-TS, MPEG-4 and edited MP4 files): its frames at the start,
-    middle and end are matched with those that PyAV counted.
+def probe(path: str | os.PathLike[str], *, on_damage: OnDamage = "skip") -> VideoInfo:
+    """Decodes a video once from start to end and reports what it holds; see `VideoFile.probe`.
 
     Args:
         path: The video file, or a folder of frames, all of which are decoded; see `FrameFolder`.
+        on_damage: `skip` refuses a video with damage anywhere; `keep` takes the parts in front of and behind it.
 
     Returns:
-        Frames, frames per second, displayed size and reader.
+        Frames, frames per second, displayed size, reader, what proves its clips, and the sound parts.
 
     Raises:
-        VideoError: If the file is missing, empty, no video, cut off or damaged anywhere.
+        ValueError: If `on_damage` is neither.
+        VideoError: If the file is missing, empty or no video; cut off or damaged anywhere, with `keep` throughout.
 
     Example:
         >>> probe("missing.mp4")
@@ -84,7 +82,8 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         reco_lightning.data.video.decoders.VideoError: ...missing.mp4: is not a file
     """
     check_path(path=path)
-    return open_source(path).probe()
+    check_choice(get_args(OnDamage), on_damage=on_damage)
+    return open_source(path).probe(on_damage)
 
 
 def read_clip(
@@ -140,6 +139,9 @@ def read_clip(
     if indices[-1] >= known.frames:
         need = f"a clip of {frames} at stride {stride} from frame {start} needs {indices[-1] + 1}"
         raise VideoError(source.path, f"holds {known.frames} frames; {need}")
+    if not any(first <= start and indices[-1] < stop for first, stop in known.parts()):
+        parts = ", ".join(f"{first} to {stop - 1}" for first, stop in known.parts())
+        raise VideoError(source.path, f"{known.damage}; frames {start} to {indices[-1]} do not lie in one of {parts}")
     scaled = fit_size(known.height, known.width, size=(high, wide), resize=resize)
     clip = source.read(indices, info=known, size=scaled)
     top, left = (scaled[0] - high) // 2, (scaled[1] - wide) // 2

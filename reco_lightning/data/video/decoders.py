@@ -18,20 +18,26 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
+from reco_lightning.data.video.frame_prints import FrameTable
+
 __all__ = [
+    "OnDamage",
     "Pixels",
     "VideoError",
     "VideoInfo",
     "decode_frames",
+    "even",
     "frame_pixels",
     "open_video",
-    "read_decord",
-    "read_pyav",
+    "refuse_animated_webp",
 ]
 
 Pixels = npt.NDArray[np.uint8]
 Reader = Literal["decord", "pyav", "frames"]
+OnDamage = Literal["skip", "keep"]
 
+_HERE = "<frame>"  # stands in a reason for a number that is known later
+_ANIMATION = 2  # bit of a WebP's flags
 _GAP = 1024  # bytes between the packets of a Matroska file, where only short headers lie
 _HOLE = bytes(64)  # no entropy-coded picture holds a run of 64 zero bytes: it is a part that was never written
 _HOLE_CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "av1", "libdav1d", "libaom-av1", "mpeg4"})
@@ -63,11 +69,14 @@ class VideoInfo(NamedTuple):
     """The findings of `probe` about a video.
 
     Attributes:
-        frames: Number of frames that decode.
+        frames: Number of frames: the pictures that decode, in the order in which they are shown.
         fps: Average frames per second; 0.0 where the file does not say.
         height: Height in pixels as displayed, rotation metadata applied.
         width: Width in pixels as displayed.
-        reader: The reader that returns the right frames of this file: `decord` or `pyav`; `frames` for a folder.
+        reader: What reads this file first: `decord` or `pyav`; `frames` for a folder.
+        table: What proves a clip of a file; without it PyAV reads from the start and counts.
+        runs: First frame, and the one behind the last, of every part without damage in it; empty for a sound video.
+        damage: What is wrong with a damaged video, in words; empty for a sound one.
     """
 
     frames: int
@@ -75,6 +84,29 @@ class VideoInfo(NamedTuple):
     height: int
     width: int
     reader: Reader = "decord"
+    table: FrameTable | None = None
+    runs: tuple[tuple[int, int], ...] = ()
+    damage: str = ""
+
+    def parts(self) -> tuple[tuple[int, int], ...]:
+        """Returns the runs of frames that a clip may lie in, of a sound video too."""
+        return self.runs or ((0, self.frames),)
+
+
+def refuse_animated_webp(path: str, name: str, head: bytes) -> None:
+    """Refuses a file that no decoder of FFmpeg reads.
+
+    Args:
+        path: Of the video.
+        name: What to call the file.
+        head: Its first 32 bytes.
+
+    Raises:
+        VideoError: It is an animated WebP.
+    """
+    if head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and head[20] & _ANIMATION:
+        what = "an animated WebP, which FFmpeg does not decode"
+        raise VideoError(path, f"{name} is {what}; convert it first, for instance: magick {name} {name}.gif")
 
 
 @contextmanager
@@ -106,30 +138,63 @@ def open_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
         raise VideoError(path, f"cannot be decoded: {getattr(error, 'strerror', None) or error}") from error
 
 
-def decode_frames(path: str, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """Decodes frames in display order; the first sign of damage raises, also where FFmpeg would paint over it.
+def decode_frames(
+    path: str, container: InputContainer, stream: VideoStream, damage: list[tuple[int, str]] | None = None
+) -> Iterator[VideoFrame]:
+    """Decodes frames in display order; damage is told also where FFmpeg would paint over it.
 
     Args:
         path: The file, for the message.
         container: From `open_video`.
         stream: From `open_video`.
+        damage: Takes the number of the frame that follows each damage, and what it is. Decoding then goes on at the
+            next key frame; frames of which it is not sure that they need nothing lost, are dropped on both sides.
 
     Yields:
-        Every frame of the stream.
+        Every sound frame of the stream.
 
     Raises:
-        VideoError: At the first damaged packet or frame.
+        VideoError: At the first damaged packet or frame, where `damage` is None.
     """
-    count = 0
-    holes = stream.codec_context.name in _HOLE_CODECS
-    for packet in _packets(path, container, stream):
-        if packet.is_corrupt or (holes and _HOLE in bytes(packet)):
-            raise VideoError(path, f"is damaged or cut off after frame {count}")
-        for frame in packet.decode():
+    count, waiting, earliest = 0, False, None
+    codec = stream.codec_context
+    for packet, flaw in _packets(container, stream, keep=damage is not None):
+        frames: list[VideoFrame] = []
+        if packet is not None and not flaw and not (waiting and packet.size and not packet.is_keyframe):
+            if waiting and packet.size:
+                waiting, earliest = False, packet.pts
+            try:
+                frames = packet.decode()
+            except av.FFmpegError as error:
+                if damage is None:
+                    raise
+                flaw = f"cannot be decoded: {error.strerror}"
+        for frame in frames:
+            if earliest is not None and frame.pts is not None and frame.pts < earliest:
+                continue  # it needs what was lost
             if frame.is_corrupt:
-                raise VideoError(path, f"is damaged at frame {count}")
+                flaw = f"is damaged at frame {count}"
+                break
             yield frame
             count += 1
+        if flaw:
+            flaw = flaw.replace(_HERE, str(count))
+            if damage is None:
+                raise VideoError(path, flaw)
+            if not waiting:
+                damage.append((count, flaw))
+            waiting = True
+            codec.flush_buffers()
+
+
+def even(width: int) -> int:
+    """Returns the width to scale frames to: FFmpeg is slower by half at odd ones, and 2 grey levels lighter.
+
+    Example:
+        >>> even(455), even(456)
+        (456, 456)
+    """
+    return width + width % 2
 
 
 def frame_pixels(scaler: VideoReformatter, frame: VideoFrame, *, height: int, width: int) -> Pixels:
@@ -147,77 +212,35 @@ def frame_pixels(scaler: VideoReformatter, frame: VideoFrame, *, height: int, wi
     turns = frame.rotation // 90 % 4
     if turns % 2:
         height, width = width, height
-    small = scaler.reformat(frame, width, height, "rgb24", interpolation="BILINEAR")
-    return np.rot90(cast(Pixels, small.to_ndarray()), turns)
+    small = scaler.reformat(frame, even(width), height, "rgb24", interpolation="BILINEAR")
+    return np.rot90(cast(Pixels, small.to_ndarray())[:, :width], turns)
 
 
-def read_decord(path: str, indices: range, *, total: int, size: tuple[int, int]) -> Pixels | None:
-    """Reads the frames at `indices` with decord, opened for this call alone and with one thread.
-
-    Args:
-        path: Absolute path of the file.
-        indices: Frame numbers.
-        total: Number of frames of the file; decord must count as many.
-        size: (height, width) as displayed.
-
-    Returns:
-        uint8 (T, height, width, 3), or None where decord is missing, refuses the file or visibly misreads it.
-    """
-    try:
-        import decord
-    except (ImportError, OSError):  # no wheel for this platform
-        return None
-    try:
-        reader = decord.VideoReader(path, width=size[1], height=size[0], num_threads=1)
-        if len(reader) != total:
-            return None
-        batch = reader.get_batch(list(indices))
-    except (RuntimeError, IndexError, decord.DECORDError):
-        return None
-    clip = batch.asnumpy() if hasattr(batch, "asnumpy") else np.asarray(batch)  # the user may have set a bridge
-    return clip if clip.shape == (len(indices), *size, 3) else None  # rows of some widths come back padded
-
-
-def read_pyav(path: str, indices: range, *, size: tuple[int, int]) -> Pixels:
-    """Reads the frames at `indices` with PyAV, decoding from the start of the file and counting.
-
-    Seeking by time stamps would be faster far into a file, and wrong wherever stamps are missing or out of order.
-
-    Args:
-        path: Absolute path of the file.
-        indices: Frame numbers, ascending.
-        size: (height, width) as displayed.
-
-    Returns:
-        uint8 (T, height, width, 3).
-
-    Raises:
-        VideoError: If the file is damaged or ends before the last of them.
-    """
-    clip = np.empty((len(indices), *size, 3), np.uint8)
-    filled = 0
-    with open_video(path) as (container, stream):
-        scaler = VideoReformatter()
-        for count, frame in enumerate(decode_frames(path, container, stream)):
-            if count == indices[filled]:
-                clip[filled] = frame_pixels(scaler, frame, height=size[0], width=size[1])
-                filled += 1
-                if filled == len(indices):
-                    return clip
-    raise VideoError(path, f"ended before frame {indices[filled]}")
-
-
-def _packets(path: str, container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
-    """Packets of one stream. FFmpeg jumps silently over damaged parts of Matroska files; where it did raises."""
-    if not container.format.name.startswith("matroska") or "alpha_mode" in stream.metadata:  # transparency lies between
-        yield from container.demux(stream)
-        return
+def _packets(
+    container: InputContainer, stream: VideoStream, *, keep: bool
+) -> Iterator[tuple[Packet[VideoStream] | None, str]]:
+    """Packets of the stream, each with what is wrong with it; None where nothing of the stream can be read."""
+    holes = stream.codec_context.name in _HOLE_CODECS
+    # FFmpeg jumps silently over damaged parts of Matroska files; transparency lies between the packets
+    gaps = container.format.name.startswith("matroska") and "alpha_mode" not in stream.metadata
     last, end = -1, None
-    for packet in container.demux():
-        if packet.size and packet.pos is not None:
-            if end is not None and packet.pos - end > _GAP:
-                raise VideoError(path, f"is damaged: {packet.pos - end} bytes from byte {end} on cannot be read")
-            end = packet.size + (end if packet.pos == last and end is not None else packet.pos)  # laced: one place
-            last = packet.pos
-        if packet.stream.index == stream.index:
-            yield cast("Packet[VideoStream]", packet)
+    held: Packet[VideoStream] | None = None  # whether a packet is whole shows where the next one lies
+    try:
+        for packet in container.demux() if gaps else container.demux(stream):
+            missing = gap = 0
+            if gaps and packet.size and packet.pos is not None:
+                missing, gap = (0, 0) if end is None else (packet.pos - end, end)
+                end = packet.size + (end if packet.pos == last and end is not None else packet.pos)  # laced: one place
+                last = packet.pos
+            if missing > _GAP:
+                yield held, f"is damaged: {missing} bytes from byte {gap} on cannot be read"
+            elif held is not None:
+                damaged = held.is_corrupt or (holes and _HOLE in bytes(held))
+                yield held, f"is damaged or cut off after frame {_HERE}" if damaged else ""
+            held = cast("Packet[VideoStream]", packet) if packet.stream.index == stream.index else None
+        if held is not None:
+            yield held, ""  # it is empty and asks for the frames that are left
+    except av.FFmpegError as error:
+        if not keep:
+            raise
+        yield None, f"cannot be decoded: {error.strerror}"

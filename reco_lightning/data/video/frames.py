@@ -18,7 +18,14 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-from reco_lightning.data.video.decoders import Pixels, VideoError, VideoInfo, frame_pixels
+from reco_lightning.data.video.decoders import (
+    OnDamage,
+    Pixels,
+    VideoError,
+    VideoInfo,
+    frame_pixels,
+    refuse_animated_webp,
+)
 
 __all__ = [
     "IMAGE_EXTENSIONS",
@@ -102,21 +109,38 @@ class FrameFolder:
             raise VideoError(self.path, f"cannot be read: {error.strerror}") from error
         self.names = sorted(filter(is_image, names), key=frame_order)
 
-    def probe(self) -> VideoInfo:
+    def probe(self, on_damage: OnDamage = "skip") -> VideoInfo:
         """Decodes all frames once and says what they are.
+
+        Args:
+            on_damage: `keep` passes over frames that are damaged.
 
         Raises:
             VideoError: There is no frame, one is damaged, or they differ in size; the reason names the first such file.
+                With `keep`: none is sound, or the sound ones differ in size.
         """
         shape: tuple[int, int] | None = None
-        for name in self.names:
-            height, width = _shape(_decode(self, name))
+        runs: list[tuple[int, int]] = []
+        damage: list[VideoError] = []
+        for number, name in enumerate(self.names):
+            try:
+                height, width = _shape(_decode(self, name))
+            except VideoError as error:
+                damage.append(error)
+                if on_damage == "skip":
+                    raise
+                continue
             if shape not in (None, (height, width)):
-                raise VideoError(self.path, f"{name} is {height} x {width} pixels, {self.names[0]} is not")
+                raise VideoError(self.path, f"{name} is {height} x {width} pixels, {self.names[runs[0][0]]} is not")
             shape = height, width
+            first = runs.pop()[0] if runs and runs[-1][1] == number else number
+            runs.append((first, number + 1))
+        if damage and shape is None:
+            raise damage[0]
         if shape is None:
             raise VideoError(self.path, f"holds no frame: no file that ends in {', '.join(IMAGE_EXTENSIONS)}")
-        return VideoInfo(len(self.names), 0.0, *shape, "frames")
+        info = VideoInfo(len(self.names), 0.0, *shape, "frames")
+        return info._replace(runs=tuple(runs), damage="; ".join(each.reason for each in damage)) if damage else info
 
     def read(self, indices: range, *, info: VideoInfo, size: tuple[int, int]) -> Pixels:
         """Reads the frames at ascending `indices`, scaled to `size` (height, width): uint8 (T, height, width, 3).
@@ -245,6 +269,7 @@ def _decode(folder: FrameFolder, name: str) -> VideoFrame:
     codec = next((codec for start, codec in _CODECS if data.startswith(start)), None)
     if codec is None:
         raise VideoError(folder.path, f"{name} is {'no picture' if data else 'empty (0 bytes)'}")
+    refuse_animated_webp(folder.path, name, data[:32])
     if codec == "mjpeg" and _JPEG_END not in data[-1024:]:  # FFmpeg would paint the missing part grey
         raise VideoError(folder.path, f"{name} is cut off")
     context = cast(VideoCodecContext, av.CodecContext.create(codec, "r"))

@@ -9,20 +9,33 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any, NamedTuple
+from typing import NamedTuple
+from zipfile import BadZipFile
 
+import numpy as np
 from tqdm.auto import tqdm
 
-from reco_lightning.data.video.clip import VideoError, VideoInfo, open_source, probe
+from reco_lightning.data.video.clip import OnDamage, VideoError, VideoInfo, open_source, probe
+from reco_lightning.data.video.frame_prints import PRINT_BYTES, FrameTable
 
 __all__ = ["VIDEO_EXTENSIONS", "Scan", "cache_file", "find_videos", "leads_back", "scan_videos"]
 
-VIDEO_EXTENSIONS = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv")
-_CACHE_VERSION = 1  # raise when the meaning of an entry changes
+VIDEO_EXTENSIONS = (
+    ".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv"
+)  # fmt: skip
+_CACHE_VERSION = 2  # raise when the meaning of an entry changes
 _THREADS = 8  # both decoders release the interpreter lock; more threads only fight for memory
+
+
+class _Entry(NamedTuple):
+    """What is remembered of a sound file: its stamp and what `probe` found."""
+
+    stamp: list[int]
+    info: VideoInfo
 
 
 class Scan(NamedTuple):
@@ -77,7 +90,9 @@ def leads_back(folder: str, name: str) -> bool:
     return here == target or here.startswith(target.rstrip(os.sep) + os.sep)
 
 
-def scan_videos(root: str | os.PathLike[str], names: Sequence[str], *, cache: bool = True) -> Scan:
+def scan_videos(
+    root: str | os.PathLike[str], names: Sequence[str], *, cache: bool = True, on_damage: OnDamage = "skip"
+) -> Scan:
     """Probes files, several at a time, remembering the sound ones until they change.
 
     Args:
@@ -85,6 +100,7 @@ def scan_videos(root: str | os.PathLike[str], names: Sequence[str], *, cache: bo
         names: Paths relative to `root`; of files, or of folders of frames.
         cache: Take unchanged files (same size and time of change) from the last scan of this folder, and keep this
             one for the next in `cache_file(root)`. Broken files are probed again every time.
+        on_damage: `keep` takes the sound parts of damaged videos too.
 
     Returns:
         Sound files and broken ones, in the order of `names`.
@@ -98,12 +114,13 @@ def scan_videos(root: str | os.PathLike[str], names: Sequence[str], *, cache: bo
     findings: dict[str, VideoInfo | str] = {}
     for name, path in zip(names, paths, strict=True):
         entry = known.get(name)
-        if entry is not None and entry[:2] == _stamp(path):
-            findings[path] = VideoInfo(*entry[2:])
+        if entry is not None and entry.stamp == _stamp(path):
+            findings[path] = entry.info if on_damage == "keep" else entry.info.damage or entry.info
     fresh = [path for path in paths if path not in findings]
     stamps = {path: _stamp(path) for path in fresh}  # taken before the probe: a file that grows meanwhile is not kept
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-        bar = tqdm(pool.map(_outcome, fresh), "checking videos", len(fresh), leave=False, unit="file", delay=5)
+        outcomes = pool.map(partial(_outcome, on_damage=on_damage), fresh)
+        bar = tqdm(outcomes, "checking videos", len(fresh), leave=False, unit="file", delay=5)
         findings.update(zip(fresh, bar, strict=True))
     scan = Scan({}, [])
     for name, path in zip(names, paths, strict=True):
@@ -112,7 +129,8 @@ def scan_videos(root: str | os.PathLike[str], names: Sequence[str], *, cache: bo
             scan.skipped.append((path, found))
         else:
             scan.infos[path] = found
-            known[name] = [*stamps.get(path, known.get(name, [])[:2]), *found]
+            if path in stamps:
+                known[name] = _Entry(stamps[path], found)
     if cache and any(path in scan.infos for path in fresh):
         _save(cache_file(root), known)
     return scan
@@ -125,7 +143,7 @@ def cache_file(root: str | os.PathLike[str]) -> Path:
         root: The folder; links and relative paths lead to the same file.
 
     Returns:
-        A JSON file; deleting it costs nothing but the next scan's time.
+        A file of arrays for NumPy; deleting it costs nothing but the next scan's time.
 
     Example:
         >>> cache_file("clips").parts[-3:-1]
@@ -133,12 +151,12 @@ def cache_file(root: str | os.PathLike[str]) -> Path:
     """
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     digest = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:20]
-    return Path(home, "reco_lightning", "videos", f"{digest}.json")
+    return Path(home, "reco_lightning", "videos", f"{digest}.npz")
 
 
-def _outcome(path: str) -> VideoInfo | str:
+def _outcome(path: str, *, on_damage: OnDamage) -> VideoInfo | str:
     try:
-        return probe(path)
+        return probe(path, on_damage=on_damage)
     except VideoError as error:
         return error.reason
 
@@ -159,17 +177,35 @@ def _makers() -> str:
     return ", ".join([f"scan {_CACHE_VERSION}", *found])
 
 
-def _load(path: Path) -> dict[str, list[Any]]:
+def _load(path: Path) -> dict[str, _Entry]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return dict(content["files"]) if content["made_by"] == _makers() else {}
-    except (OSError, ValueError, KeyError, TypeError):  # none yet, unreadable, or written by something else
+        with np.load(path) as arrays:
+            content = json.loads(arrays["content"].tobytes())
+            prints, times = arrays["prints"], arrays["times"]
+        if content["made_by"] != _makers():
+            return {}
+        entries, frame, time = {}, 0, 0
+        for name, (stamp, values, runs, frames, stamps) in content["files"].items():
+            table = FrameTable(prints[frame : frame + frames], times[time : time + stamps]) if frames else None
+            frame, time = frame + frames, time + stamps
+            parts = tuple((first, stop) for first, stop in runs)
+            entries[name] = _Entry(stamp, VideoInfo(*values)._replace(table=table, runs=parts))
+        return entries
+    except (OSError, ValueError, KeyError, TypeError, BadZipFile):  # none, unreadable, or written by something else
         return {}
 
 
-def _save(path: Path, files: dict[str, list[Any]]) -> None:
+def _save(path: Path, entries: dict[str, _Entry]) -> None:
+    files, tables = {}, []
+    for name, (stamp, info) in entries.items():
+        sizes = (0, 0) if info.table is None else (len(info.table.prints), len(info.table.times))
+        files[name] = [stamp, info._replace(table=None, runs=()), info.runs, *sizes]
+        tables += [] if info.table is None else [info.table]
+    content = json.dumps({"made_by": _makers(), "files": files}).encode()
+    prints = np.concatenate([np.empty((0, PRINT_BYTES), np.uint8), *(table.prints for table in tables)])
+    times = np.concatenate([np.empty(0, np.int64), *(table.times for table in tables)])
     with contextlib.suppress(OSError):  # a home that cannot be written to costs time, never the run
         path.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as part:
-            json.dump({"made_by": _makers(), "files": files}, part)
+        with NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as part:
+            np.savez(part, content=np.frombuffer(content, np.uint8), prints=prints, times=times)
         os.replace(part.name, path)  # ranks that write at the same time leave one whole file

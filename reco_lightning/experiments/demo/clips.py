@@ -7,22 +7,34 @@ import importlib.metadata
 import random
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from reco_lightning.data.clips.folder import VideoFolder
+from reco_lightning.data.clips.folder import VideoItem
 from reco_lightning.data.tokens.module import split_by_time
 from reco_lightning.data.video.clip import VideoError, fit_size, probe, read_clip
 from reco_lightning.data.video.scan import VIDEO_EXTENSIONS, find_videos
 from reco_lightning.experiments.demo.settings import Settings
-from reco_lightning.support.media import write_video
 
-__all__ = ["Source", "evenly", "find_sample_videos", "find_user_videos", "split_clips", "square_views", "write_views"]
+__all__ = [
+    "Source",
+    "ViewClips",
+    "cut_views",
+    "evenly",
+    "find_sample_videos",
+    "find_user_videos",
+    "shrink",
+    "split_clips",
+    "square_views",
+]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -121,22 +133,71 @@ def square_views(frames: Pixels) -> Iterator[tuple[str, Pixels]]:
             yield f"{side}-{offset}-mirrored", view[:, :, ::-1]
 
 
-def write_views(paths: Sequence[Path], folder: Path, *, settings: Settings, bar: tqdm) -> list[Source]:
-    """Writes the square views of videos as small mp4 files, at twice the size that the tokenizer reads.
+def shrink(view: Pixels, size: int) -> Pixels:
+    """Scales square frames down by the means of the pixels that a new one covers.
+
+    Args:
+        view: uint8 (T, S, S, 3).
+        size: New side in pixels.
+
+    Returns:
+        uint8 (T, size, size, 3).
+
+    Example:
+        >>> shrink(np.full((2, 10, 10, 3), 7, np.uint8), 4).shape
+        (2, 4, 4, 3)
+    """
+    frames = torch.from_numpy(np.ascontiguousarray(view)).permute(0, 3, 1, 2).float()
+    return F.interpolate(frames, size=(size, size), mode="area").round().byte().permute(0, 2, 3, 1).numpy()
+
+
+class ViewClips(Dataset[VideoItem]):
+    """Clips of square views.
+
+    Args:
+        views: Frames uint8 (T, S, S, 3) by the name of the view.
+        frames: Frames per clip.
+        step: Frames between the starts of two clips of a view.
+
+    Attributes:
+        places: View and first frame of each clip.
+    """
+
+    def __init__(self, views: Mapping[str, Pixels], *, frames: int, step: int) -> None:
+        self.views, self.frames = views, frames
+        self.places = [
+            (name, start) for name, view in views.items() for start in range(0, len(view) - frames + 1, step)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> VideoItem:
+        name, start = self.places[index]
+        pixels = np.array(self.views[name][start : start + self.frames])  # a copy, as the files are read-only
+        return {"video": torch.from_numpy(pixels), "label": torch.tensor(0), "index": index}
+
+
+def cut_views(
+    paths: Sequence[Path], folder: Path, *, settings: Settings, bar: tqdm
+) -> tuple[list[Source], dict[str, Pixels]]:
+    """Cuts the square views of videos, at the size that the tokenizer reads.
 
     Args:
         paths: The videos; those that cannot be used are named in a warning and left out.
-        folder: Where to; made if missing.
+        folder: Where the views lie, one array a file; made if missing.
         settings: Sizes.
         bar: Progress bar, counted up by video.
 
     Returns:
-        The videos used.
+        The videos used, and their views by name, uint8 (T, S, S, 3), mapped from their files.
 
     Raises:
         ValueError: None of them can be used.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     sources: list[Source] = []
+    views: dict[str, Pixels] = {}
     for path in paths:
         if len(sources) == settings.videos:
             break
@@ -153,14 +214,16 @@ def write_views(paths: Sequence[Path], folder: Path, *, settings: Settings, bar:
             continue
         stem = re.sub(r"[^\w-]+", "_", path.stem)
         for name, view in square_views(frames):
-            write_video(folder / f"{len(sources):03d}-{stem}-{name}.mp4", view, fps=info.fps or 25.0)
+            file = folder / f"{len(sources):03d}-{stem}-{name}.npy"
+            np.save(file, shrink(view, settings.size))
+            views[file.stem] = np.load(file, mmap_mode="r")
         sources.append(Source(path, count, info.height, info.width))
     if not sources:
         raise ValueError(
             f"videos must hold a readable video of {settings.frames} frames or more, got {len(paths)} files of which "
             "none is; the warnings above say why"
         )
-    return sources
+    return sources, views
 
 
 def evenly(places: Sequence[int], count: int) -> list[int]:
@@ -174,11 +237,11 @@ def evenly(places: Sequence[int], count: int) -> list[int]:
     return [places[place] for place in chosen]
 
 
-def split_clips(folder: VideoFolder, *, settings: Settings) -> tuple[list[int], list[int]]:
+def split_clips(clips: ViewClips, *, settings: Settings) -> tuple[list[int], list[int]]:
     """Splits clips by time as `TokenDataModule(split="time")` does, so that the tokenizer keeps off the same clips.
 
     Args:
-        folder: All clips.
+        clips: All clips.
         settings: Sizes.
 
     Returns:
@@ -187,8 +250,8 @@ def split_clips(folder: VideoFolder, *, settings: Settings) -> tuple[list[int], 
     Raises:
         ValueError: There are too few clips.
     """
-    files = {path: number for number, path in enumerate(dict.fromkeys(clip.path for clip in folder.clips))}
-    rows = [(clip.label, files[clip.path], clip.start, clip.start + folder.frames, 1) for clip in folder.clips]
+    numbers = {name: number for number, name in enumerate(clips.views)}
+    rows = [(0, numbers[name], start, start + clips.frames, 1) for name, start in clips.places]
     try:
         train, held_out = split_by_time(np.array(rows, dtype=np.int64), val_fraction=settings.val_fraction)
     except ValueError:
@@ -196,7 +259,7 @@ def split_clips(folder: VideoFolder, *, settings: Settings) -> tuple[list[int], 
     needed = max(settings.batch_size, settings.tokenizer_batch)
     if len(train) < needed or not held_out:
         raise ValueError(
-            f"videos must give at least {needed} training clips and 1 held-out clip of {folder.frames} frames each, "
+            f"videos must give at least {needed} training clips and 1 held-out clip of {clips.frames} frames each, "
             f"got {len(train)} and {len(held_out)}; add videos, or longer ones: one of {_enough(settings)} frames is "
             "enough"
         )

@@ -12,9 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch.utils.data import Subset
 
-from reco_lightning.data.clips.folder import VideoFolder
-from reco_lightning.experiments.demo.clips import Source, find_sample_videos, find_user_videos, split_clips, write_views
+from reco_lightning.experiments.demo.clips import (
+    Source,
+    ViewClips,
+    cut_views,
+    find_sample_videos,
+    find_user_videos,
+    split_clips,
+)
 from reco_lightning.experiments.demo.evaluation import (
     Row,
     Samples,
@@ -30,8 +37,15 @@ from reco_lightning.experiments.demo.output import prepare_output
 from reco_lightning.experiments.demo.progress import quiet, stage_bar
 from reco_lightning.experiments.demo.report import Curve, write_report
 from reco_lightning.experiments.demo.settings import FULL, QUICK, Settings
-from reco_lightning.experiments.demo.training import DemoTokens, Run, close_loggers, costs, train_model, train_tokenizer
-from reco_lightning.pipelines.tokenize.run import tokenize_folder
+from reco_lightning.experiments.demo.training import (
+    DemoTokens,
+    Run,
+    close_loggers,
+    costs,
+    train_model,
+    train_tokenizer,
+    write_tokens,
+)
 from reco_lightning.support.argument_checks import check_flag, check_int, check_path
 from reco_lightning.support.media import log_videos
 from reco_lightning.tokenizers.vqvae import VQVAE
@@ -100,28 +114,17 @@ def compare(settings: Settings, *, videos: str | None, output: str, seed: int) -
     work = folder / "work"
     stages: dict[str, float] = {}
     with _timed(stages, "clips"), stage_bar(1, "Reading the videos", len(paths), "video") as bar:
-        sources = write_views(paths, work / "clips", settings=settings, bar=bar)
-        with quiet():
-            clips = VideoFolder(
-                work / "clips", frames=settings.frames, size=settings.size, clip_step=settings.clip_step
-            )
+        sources, views = cut_views(paths, work / "clips", settings=settings, bar=bar)
+        clips = ViewClips(views, frames=settings.frames, step=settings.clip_step)
         train, held_out = split_clips(clips, settings=settings)
     with _timed(stages, "tokenizer"):
         tokenizer, psnr = train_tokenizer(
-            clips.select(train), clips.select(held_out), settings=settings, seed=seed, folder=work
+            Subset(clips, train), Subset(clips, held_out), settings=settings, seed=seed, folder=work
         )
     grid = tokenizer.grid(settings.frames, settings.size, settings.size)
     sampler = WindowSampler(grid[0], grid[1] * grid[2], seed=seed)
-    with _timed(stages, "tokens"):
-        _say("[3/7] Tokenising every clip once")
-        tokenize_folder(
-            tokenizer=tokenizer,
-            videos=str(work / "clips"),
-            output=str(work / "tokens"),
-            frames=settings.frames,
-            size=settings.size,
-            clip_step=settings.clip_step,
-        )
+    with _timed(stages, "tokens"), stage_bar(3, "Tokenising every clip once", len(clips), "clip") as bar:
+        write_tokens(clips, tokenizer, work / "tokens", bar=bar)
     data = DemoTokens(work / "tokens", settings=settings, seed=seed)
     common: dict[str, Any] = {"grid": grid, "settings": settings, "seed": seed, "folder": work}
     measure = partial(_measure, tokenizer=tokenizer, data=data, settings=settings, seed=seed, folder=folder / "videos")

@@ -9,19 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
+import numpy as np
+import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
-from torch.utils.data import DataLoader, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from tqdm import tqdm
 from typing_extensions import override
 
 from reco_lightning.callbacks.reco import ReCoCallback
-from reco_lightning.data.clips.folder import VideoFolder
+from reco_lightning.data.clips.folder import VideoItem
 from reco_lightning.data.loading.resumable_loader import ResumableDataLoader
 from reco_lightning.data.tokens.module import TokenDataModule
-from reco_lightning.experiments.demo.clips import evenly
+from reco_lightning.data.tokens.writer import ClipSource, TokenShardWriter
+from reco_lightning.experiments.demo.clips import ViewClips, evenly
 from reco_lightning.experiments.demo.progress import Recorder, quiet, stage_bar
 from reco_lightning.experiments.demo.settings import Settings
 from reco_lightning.models.transformer import VideoTransformer
 from reco_lightning.models.video_model import VideoModel
+from reco_lightning.tokenizers.base import to_unit_range
 from reco_lightning.tokenizers.vqvae import VQVAE
 from reco_lightning.windowing.explain import Explanation, explain
 from reco_lightning.windowing.sampler import WindowSampler
@@ -35,7 +40,10 @@ __all__ = [
     "make_loggers",
     "train_model",
     "train_tokenizer",
+    "write_tokens",
 ]
+
+_ENCODED_TOGETHER = 16  # clips
 
 
 @dataclass
@@ -122,7 +130,7 @@ def costs(model: VideoModel, data: TokenDataModule, sampler: WindowSampler) -> E
 
 
 def train_tokenizer(
-    clips: VideoFolder, held_out: VideoFolder, *, settings: Settings, seed: int, folder: Path
+    clips: Dataset[VideoItem], held_out: Dataset[VideoItem], *, settings: Settings, seed: int, folder: Path
 ) -> tuple[VQVAE, float]:
     """Trains the tokenizer and measures it on held-out clips.
 
@@ -152,6 +160,28 @@ def train_tokenizer(
         trainer.save_checkpoint(folder / "tokenizer.ckpt")
     close_loggers(loggers)
     return tokenizer, float(measured[0]["val/psnr"])
+
+
+@torch.inference_mode()
+def write_tokens(clips: ViewClips, tokenizer: VQVAE, folder: Path, *, bar: tqdm) -> None:
+    """Writes the ids of all clips as token shards.
+
+    Args:
+        clips: The clips; a view counts as a file.
+        tokenizer: Encodes them.
+        folder: Where to.
+        bar: Progress bar, counted up by clip.
+    """
+    side = next(iter(clips.views.values())).shape[1]
+    grid = tokenizer.grid(clips.frames, side, side)
+    sources = [ClipSource(name, start, start + clips.frames) for name, start in clips.places]
+    with TokenShardWriter(folder, vocab_size=tokenizer.codebook_size, grid=grid, tokenizer="VQVAE") as writer:
+        for start in range(0, len(clips), _ENCODED_TOGETHER):
+            part = range(start, min(start + _ENCODED_TOGETHER, len(clips)))
+            video = torch.stack([clips[index]["video"] for index in part]).to(tokenizer.device)
+            ids = tokenizer.encode(to_unit_range(video)).cpu().numpy()
+            writer.write(ids, np.zeros(len(part), np.int64), sources[part.start : part.stop])
+            bar.update(len(part))
 
 
 def train_model(

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from reco_lightning.data.video.clip import fit_size, probe, read_clip
-from reco_lightning.experiments.demo.clips import evenly, find_sample_videos, square_views
+from reco_lightning.experiments.demo.clips import evenly, find_sample_videos, shrink, square_views
 from reco_lightning.experiments.demo.progress import quiet
 from reco_lightning.experiments.study.data_spec import DataSpec
 from reco_lightning.experiments.study.digits import shuffled
@@ -62,7 +61,7 @@ def read_views() -> list[Pixels]:
         info = probe(path)
         whole = fit_size(info.height, info.width, size=2 * _SIZE, resize="short_side_crop")
         frames = read_clip(path, start=0, frames=info.frames, size=whole, info=info)
-        views += [_shrunk(view) for _, view in square_views(frames)]
+        views += [shrink(view, _SIZE) for _, view in square_views(frames)]
     return views
 
 
@@ -206,9 +205,3 @@ def _clips(views: Sequence[Pixels], frames: int, *, held_out: bool) -> list[Pixe
             )
         found += [part[s : s + frames] for s in range(0, len(part) - frames + 1, 1 if held_out else _STEP)]
     return found
-
-
-def _shrunk(view: Pixels) -> Pixels:
-    frames: Any = torch.from_numpy(np.ascontiguousarray(view)).permute(0, 3, 1, 2).float()
-    small = F.interpolate(frames, size=(_SIZE, _SIZE), mode="area")
-    return small.round().byte().permute(0, 2, 3, 1).numpy()

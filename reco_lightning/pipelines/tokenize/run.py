@@ -29,7 +29,7 @@ from reco_lightning.pipelines.tokenize.partial_output import PartialTokens
 from reco_lightning.support.argument_checks import check_flag, check_int, check_path
 from reco_lightning.support.devices import pick_device
 from reco_lightning.support.fingerprint import fingerprint
-from reco_lightning.tokenizers.base import VideoTokenizer
+from reco_lightning.tokenizers.base import ClipShape, VideoTokenizer
 from reco_lightning.tokenizers.loading import load_tokenizer
 
 __all__ = ["tokenize_folder"]
@@ -43,9 +43,9 @@ def tokenize_folder(
     tokenizer: str | VideoTokenizer,
     videos: str,
     output: str,
-    frames: int = 17,
-    stride: int = 1,
-    size: int | tuple[int, int] = 128,
+    frames: int | None = None,
+    stride: int | None = None,
+    size: int | tuple[int, int] | None = None,
     resize: Resize = "short_side_crop",
     clip_step: int | None = None,
     captions: str | None = None,
@@ -73,9 +73,10 @@ def tokenize_folder(
             `VideoTokenizer`.
         videos: Folder of videos; see `VideoFolder`. Some layouts take a zip file of frames.
         output: Folder to write the token shards to.
-        frames: Frames per clip, T; what the tokenizer takes, as 1 + a multiple of 4.
-        stride: Distance between two frames of a clip, in frames of the file.
-        size: Side, or (height, width), of the clips in pixels; what the tokenizer was trained on.
+        frames: Frames per clip, T; what the tokenizer takes, as 1 + a multiple of 4. None is what it was trained on,
+            and 17 where its checkpoint does not tell.
+        stride: Distance between two frames of a clip, in frames of the file; None likewise, or 1.
+        size: Side, or (height, width), of the clips in pixels; None likewise, or 128.
         resize: `short_side_crop` or `squash`.
         clip_step: Distance between the starts of two clips of a file; by default they lie end to end.
         captions: File of JSON lines `{"file": "cats/a.mp4", "caption": "A cat."}`, files relative to `videos`;
@@ -106,27 +107,30 @@ def tokenize_folder(
     check_path(videos=videos, output=output)
     check_path(captions=captions, index=index, or_none=True)
     check_int(devices=devices)
-    check_int(at_least=1, frames=frames, stride=stride, batch_size=batch_size, shard_size=shard_size)
-    check_int(at_least=1, or_none=True, clip_step=clip_step)
+    check_int(at_least=1, batch_size=batch_size, shard_size=shard_size)
+    check_int(at_least=1, or_none=True, frames=frames, stride=stride, clip_step=clip_step)
     check_int(at_least=0, num_workers=num_workers)
     check_flag(overwrite=overwrite, progress=progress)
     if not isinstance(strategy, Strategy) and strategy not in (known := ["auto", *StrategyRegistry]):
         raise ValueError(f"strategy must be one of Lightning's, {', '.join(known)}, got {strategy!r}")
-    fit_size(1, 1, size=size, resize=resize)  # checks both
+    fit_size(1, 1, size=1 if size is None else size, resize=resize)  # checks both
     placement = _placement(pick_device(device), devices)
     kept = Path(output, _UNFINISHED)
     first = getattr(rank_zero_only, "rank", 0) == 0  # the other processes use what the first one begins
     if first and not overwrite and not (kept.is_dir() and not Path(output, MANIFEST).exists()):
         refuse_shards(output)  # before the videos are scanned, which can take long
     model, name = _open_tokenizer(tokenizer)
-    height, width = (size, size) if isinstance(size, int) else size
+    clips, said = _clip_shape(model, frames, size, stride)
+    if first and progress:
+        sys.stdout.write(said + "\n")
+    frames, (height, width), stride = clips
     grid = check_grid(model.grid(frames, height, width), frame_aligned=model.frame_aligned)
     weights = fingerprint(model)
     folder = VideoFolder(
         videos,
         frames=frames,
         stride=stride,
-        size=size,
+        size=clips.size,
         resize=resize,
         clip_step=clip_step,
         layout=layout,
@@ -173,8 +177,8 @@ def tokenize_folder(
         ],
     )
     with as_it_was(model):
-        clips = ClipsToEncode(folder, work, plan=plan, batch_size=batch_size, num_workers=num_workers)
-        trainer.predict(EncodeModule(model), datamodule=clips, return_predictions=False)
+        parts = ClipsToEncode(folder, work, plan=plan, batch_size=batch_size, num_workers=num_workers)
+        trainer.predict(EncodeModule(model), datamodule=parts, return_predictions=False)
     return Path(output)
 
 
@@ -265,6 +269,21 @@ def _open_tokenizer(tokenizer: str | VideoTokenizer) -> tuple[VideoTokenizer, st
             f"tokenizer must be a checkpoint or have the members of VideoTokenizer, got a {type(tokenizer).__name__}"
         )
     return tokenizer, type(tokenizer).__name__
+
+
+def _clip_shape(
+    model: VideoTokenizer, frames: int | None, size: int | tuple[int, int] | None, stride: int | None
+) -> tuple[ClipShape, str]:
+    """The clips to cut, and what to say of them."""
+    trained: ClipShape | None = getattr(model, "trained_on", None)
+    usual = trained or ClipShape(17, (128, 128))
+    sides = (size, size) if isinstance(size, int) else size
+    shape = ClipShape(frames or usual.frames, (sides[0], sides[1]) if sides else usual.size, stride or usual.stride)
+    if trained is None:
+        return shape, f"Clips: {shape}; the tokenizer does not tell what it was trained on."
+    if shape == trained:
+        return shape, f"Clips: {shape}, as the tokenizer was trained on."
+    return shape, f"Clips: {shape}; the tokenizer was trained on {trained}."
 
 
 def _captions(path: str | None, folder: VideoFolder) -> dict[str, str] | None:

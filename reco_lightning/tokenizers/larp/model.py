@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from reco_lightning.tokenizers.base import ClipShape
 from reco_lightning.tokenizers.checks import check_video
 from reco_lightning.tokenizers.frozen import FrozenNetwork
 from reco_lightning.tokenizers.larp.config import LARPConfig, config_from_json
@@ -74,6 +75,7 @@ class LARPTokenizer(FrozenNetwork):
         self.spatial_stride = config.patch_size
         self.frame_aligned = False
         self.causal = False
+        self.trained_on = ClipShape(config.frame_num, (config.input_size, config.input_size))
         width, out_width = config.encoder_hidden_size, config.decoder_hidden_size
         for name, table in fresh_tables(config).items():
             self.register_parameter(name, nn.Parameter(table))

@@ -14,7 +14,7 @@ from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from reco_lightning.tokenizers.base import latent_grid
+from reco_lightning.tokenizers.base import ClipShape, latent_grid
 from reco_lightning.tokenizers.checks import check_ids, check_video
 from reco_lightning.tokenizers.frozen import FrozenNetwork
 from reco_lightning.tokenizers.omnitokenizer.checkpoint import load_weights, read_checkpoint, used_weights
@@ -79,6 +79,8 @@ class OmniTokenizer(FrozenNetwork):
         (torch.Size([2, 3, 4, 4]), torch.Size([2, 3, 9, 32, 32]))
     """
 
+    trained_on: ClipShape | None = None
+
     def __init__(self, config: OmniTokenizerConfig | None = None) -> None:
         super().__init__()
         if config is not None and not isinstance(config, OmniTokenizerConfig):
@@ -127,6 +129,9 @@ class OmniTokenizer(FrozenNetwork):
             tokenizer = cls(config)
         tokenizer.to_empty(device="cpu")
         load_weights(tokenizer, weights, name)
+        side, frames = options.get("resolution"), options.get("sequence_length")
+        if isinstance(side, int) and isinstance(frames, int):
+            tokenizer.trained_on = ClipShape(frames, (side, side))
         return tokenizer
 
     def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:

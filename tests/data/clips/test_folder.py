@@ -3,6 +3,7 @@ import os
 import shutil
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -146,7 +147,9 @@ def test_a_second_scan_probes_only_what_is_new_or_changed_or_was_broken(root, mo
         first = VideoFolder(root, frames=4, size=32)
     probed = []
     honest = video_scan.probe
-    monkeypatch.setattr(video_scan, "probe", lambda path: probed.append(os.path.basename(path)) or honest(path))
+    monkeypatch.setattr(
+        video_scan, "probe", lambda path, **how: probed.append(os.path.basename(path)) or honest(path, **how)
+    )
     encode(root / "dogs" / "c.mp4", grey_frames(30))
     encode(root / "dogs" / "e.mp4", grey_frames(5))
     with pytest.warns(UserWarning, match="1 of 5"):
@@ -160,14 +163,21 @@ def test_a_second_scan_probes_only_what_is_new_or_changed_or_was_broken(root, mo
     assert len(probed) == 5
 
 
-@pytest.mark.parametrize("content", ["not json", "[]", '{"made_by": "an older version", "files": {}}'])
+@pytest.mark.parametrize("content", ["no arrays", "older", "others"])
 def test_a_cache_that_cannot_be_read_is_replaced(root, content):
     path = cache_file(root)
     path.parent.mkdir(parents=True)
-    path.write_text(content)
-    VideoFolder(root, frames=4, size=32)
-    assert "a.mp4" in path.read_text()
+    if content == "no arrays":
+        path.write_text("{}")
+    else:
+        written = b'{"made_by": "an older version", "files": {}}' if content == "older" else b"[]"
+        np.savez(path, content=np.frombuffer(written, np.uint8), prints=np.empty((0, 48), np.uint8), times=np.empty(0))
+    first = VideoFolder(root, frames=4, size=32)
+    with np.load(path) as arrays:
+        assert b"a.mp4" in arrays["content"].tobytes()
+        assert len(arrays["prints"]) == sum(info.frames for info in first.infos.values())
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+    assert VideoFolder(root, frames=4, size=32).infos == first.infos
 
 
 def test_a_cache_that_cannot_be_written_stops_nothing(root, tmp_path, monkeypatch):

@@ -62,7 +62,9 @@ def test_frame_folders_are_remembered_until_they_change(frames, monkeypatch):
     open_frames(frames)
     probed = []
     honest = video_scan.probe
-    monkeypatch.setattr(video_scan, "probe", lambda path: probed.append(os.path.basename(path)) or honest(path))
+    monkeypatch.setattr(
+        video_scan, "probe", lambda path, **how: probed.append(os.path.basename(path)) or honest(path, **how)
+    )
     open_frames(frames)
     assert probed == []
     write_frames(frames / "dogs" / "b", pixels(1, seed=4), first=6)

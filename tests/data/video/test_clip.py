@@ -5,11 +5,21 @@ import sys
 import numpy as np
 import pytest
 
+from reco_lightning.data.clips.folder import VideoFolder
 from reco_lightning.data.video import clip as video
-from reco_lightning.data.video import decoders as readers
-from reco_lightning.data.video import file
+from reco_lightning.data.video import file, readers
 from reco_lightning.data.video.clip import VideoError, VideoInfo, fit_size, probe, read_clip
-from tests.helpers.videos import cut_in_front, damage, encode, encode_sound, grey_frames, numbers_of, turn
+from tests.helpers.videos import (
+    bit_frames,
+    bits_of,
+    cut_in_front,
+    damage,
+    encode,
+    encode_sound,
+    grey_frames,
+    numbers_of,
+    turn,
+)
 
 pytestmark = pytest.mark.third_party
 
@@ -156,6 +166,25 @@ def test_a_stream_cut_behind_its_index_is_found(tmp_path):
     path = encode(tmp_path / "fast.mp4", grey_frames(FRAMES), movflags="+faststart")
     with pytest.raises(VideoError, match=r"fast.mp4: (is damaged|is cut off|cannot be decoded)"):
         probe(damage(path, "truncate"))
+
+
+def test_gifs_are_read_at_their_rate(tmp_path):
+    times = [5 * number // 2 for number in range(20)]  # 10 a second, in 1/25 s
+    path = encode(tmp_path / "gifs" / "a.gif", bit_frames(20), codec="gif", pix_fmt="rgb8", times=times)
+    assert probe(path).fps == pytest.approx(10, rel=0.05)
+    folder = VideoFolder(path.parent, frames=4, size=(48, 64), cache=False)
+    assert [bits_of(folder[index]["video"].numpy().astype(float)) for index in (0, 4)] == [
+        [0, 1, 2, 3],
+        [16, 17, 18, 19],
+    ]
+
+
+def test_an_animated_webp_is_refused_by_a_way_out(tmp_path):
+    said = r"a.webp is an animated WebP, which FFmpeg does not decode; convert it first, for instance: magick a.webp"
+    path = encode(tmp_path / "a.webp", bit_frames(3), codec="libwebp_anim")
+    for place in (path, tmp_path):  # a video of its own, and a frame of one
+        with pytest.raises(VideoError, match=said):
+            probe(place)
 
 
 def test_files_that_are_no_video_are_named(tmp_path, plain):

@@ -16,9 +16,16 @@ import pytest
 import torch
 
 from reco_lightning.cli.entry_point import main
-from reco_lightning.data.video.clip import read_clip
+from reco_lightning.data.video.clip import fit_size, probe, read_clip
 from reco_lightning.experiments.demo import FULL, QUICK
-from reco_lightning.experiments.demo.clips import find_sample_videos, find_user_videos, square_views, write_views
+from reco_lightning.experiments.demo.clips import (
+    ViewClips,
+    cut_views,
+    find_sample_videos,
+    find_user_videos,
+    split_clips,
+    square_views,
+)
 from reco_lightning.experiments.demo.evaluation import Row
 from reco_lightning.experiments.demo.output import prepare_output
 from reco_lightning.experiments.demo.progress import Recorder, stage_bar
@@ -233,12 +240,17 @@ def test_square_views() -> None:
 def test_views_of_a_sample_video(tmp_path: Path) -> None:
     settings = replace(QUICK, video_frames=20)
     with stage_bar(1, "test", 1) as bar:
-        sources = write_views(find_sample_videos()[2:], tmp_path, settings=settings, bar=bar)
+        sources, views = cut_views(find_sample_videos()[2:], tmp_path, settings=settings, bar=bar)
     assert sources[0][1:] == (20, 144, 176)
-    paths = sorted(tmp_path.glob("*.mp4"))
-    assert len(paths) == 12
-    plain, mirrored = (read_clip(path, start=0, frames=1, size=64)[0].astype(float) for path in paths[:2])
-    assert 2 * np.abs(plain[:, ::-1] - mirrored).mean() < np.abs(plain - mirrored).mean()
+    assert [view.shape for view in views.values()] == [(20, 32, 32, 3)] * 12
+    names = list(views)
+    for plain, mirrored in zip(names[::2], names[1::2], strict=True):
+        assert np.array_equal(views[plain][:, :, ::-1], views[mirrored])
+    # the whole height, from the left: what the reader itself crops to that size
+    path = find_sample_videos()[2]
+    size = fit_size(144, 176, size=32, resize="short_side_crop")
+    whole = read_clip(path, start=0, frames=20, size=size, info=probe(path))
+    assert np.abs(views[names[0]].astype(float) - whole[:, :, :32]).mean() < 4
 
 
 def test_unusable_videos_are_named_and_left_out(videos: Path, tmp_path: Path) -> None:
@@ -246,13 +258,13 @@ def test_unusable_videos_are_named_and_left_out(videos: Path, tmp_path: Path) ->
     broken.write_bytes(b"no video")
     with stage_bar(1, "test", 2) as bar:
         with pytest.warns(UserWarning, match=r"left out: .*broken\.mp4"):
-            sources = write_views([broken, videos / "0.mp4"], tmp_path / "views", settings=TINY, bar=bar)
+            sources, _ = cut_views([broken, videos / "0.mp4"], tmp_path / "views", settings=TINY, bar=bar)
         assert [source.path.name for source in sources] == ["0.mp4"]
         with (
             pytest.warns(UserWarning, match="left out"),
             pytest.raises(ValueError, match="videos must hold a readable video of 17 frames or more, got 1 files"),
         ):
-            write_views([broken], tmp_path / "none", settings=TINY, bar=bar)
+            cut_views([broken], tmp_path / "none", settings=TINY, bar=bar)
 
 
 def test_user_videos(videos: Path, tmp_path: Path) -> None:
@@ -280,12 +292,10 @@ def test_too_few_clips_say_what_is_needed(videos: Path, tmp_path: Path) -> None:
 
 def compare_until_training(videos: Path, output: Path) -> int:
     """Training clips that the demo would have."""
-    from reco_lightning.data.clips.folder import VideoFolder
-    from reco_lightning.experiments.demo.clips import split_clips
-
+    paths = find_user_videos(str(videos), count=1, seed=0)
     with stage_bar(1, "test", 1) as bar:
-        write_views(find_user_videos(str(videos), count=1, seed=0), output / "enough", settings=QUICK, bar=bar)
-    clips = VideoFolder(output / "enough", frames=QUICK.frames, size=QUICK.size, clip_step=QUICK.clip_step)
+        _, views = cut_views(paths, output / "enough", settings=QUICK, bar=bar)
+    clips = ViewClips(views, frames=QUICK.frames, step=QUICK.clip_step)
     return len(split_clips(clips, settings=QUICK)[0])
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -12,14 +13,18 @@ import torch
 
 from reco_lightning import ReCoCallback, VideoModel, VideoTransformer, WindowSampler
 from reco_lightning.data.clips.folder import VideoFolder
+from reco_lightning.data.clips.module import VideoDataModule
 from reco_lightning.data.tokens.module import TokenDataModule
 from reco_lightning.data.tokens.shards import ClipSource, TokenShards
+from reco_lightning.data.video.clip import VideoError
 from reco_lightning.pipelines.tokenize.run import tokenize_folder
 from reco_lightning.support.devices import pick_device
 from reco_lightning.support.fingerprint import fingerprint
 from reco_lightning.support.media import write_video
 from reco_lightning.tokenizers.base import to_unit_range
+from reco_lightning.tokenizers.loading import load_tokenizer
 from reco_lightning.tokenizers.vqvae import VQVAE
+from tests.helpers import tiny_tokenizers
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +69,49 @@ def test_every_clip_is_tokenised_with_its_label_and_origin(videos, tmp_path):
     assert (manifest.classes, manifest.grid, manifest.vocab_size) == (("a", "b"), (2, 4, 4), 32)
     assert (manifest.tokenizer, manifest.tokenizer_sha256) == ("VQVAE", fingerprint(net))
     assert manifest.video == {"frames": 5, "stride": 1, "size": [32, 32], "resize": "short_side_crop"}
+
+
+def trained_on(videos, folder, **data):
+    """A checkpoint of a VQVAE that was trained on such clips, by `reco fit`'s own parts."""
+    module = VideoDataModule(str(videos), batch_size=2, **data)
+    trainer = L.Trainer(
+        max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, log_every_n_steps=1,
+    )  # fmt: skip
+    trainer.fit(tokenizer(), datamodule=module)
+    trainer.save_checkpoint(folder / "vqvae.ckpt")
+    return str(folder / "vqvae.ckpt")
+
+
+def test_clips_are_those_that_the_tokenizer_was_trained_on(videos, tmp_path, capsys):
+    checkpoint = trained_on(videos, tmp_path, frames=5, stride=2, size=(16, 24))
+    ask = {"tokenizer": checkpoint, "videos": str(videos), "device": "cpu"}
+    capsys.readouterr()
+    shards = TokenShards(tokenize_folder(output=str(tmp_path / "tokens"), **ask))
+    assert shards.manifest.video == {"frames": 5, "stride": 2, "size": [16, 24], "resize": "short_side_crop"}
+    assert shards.manifest.grid == (2, 2, 3)
+    said = "Clips: 5 frames of 16 x 24 pixels at stride 2, as the tokenizer was trained on.\n"
+    assert capsys.readouterr().out.startswith(said)
+    shards = TokenShards(tokenize_folder(output=str(tmp_path / "others"), frames=9, size=32, stride=1, **ask))
+    assert shards.manifest.video == {"frames": 9, "stride": 1, "size": [32, 32], "resize": "short_side_crop"}
+    trained = "the tokenizer was trained on 5 frames of 16 x 24 pixels at stride 2."
+    assert capsys.readouterr().out.startswith(f"Clips: 9 frames of 32 x 32 pixels at stride 1; {trained}")
+
+
+def test_published_tokenizers_know_their_clips(tmp_path):
+    options = {"args": Namespace(resolution=64, sequence_length=9)}
+    weights = tiny_tokenizers.omnitokenizer().state_dict()
+    torch.save({"state_dict": weights, "hyper_parameters": options}, tmp_path / "omni.ckpt")
+    assert load_tokenizer(tmp_path / "omni.ckpt").trained_on == (9, (64, 64), 1)
+    tiny_tokenizers.save_larp(tmp_path / "larp")
+    config = load_tokenizer(tmp_path / "larp").config
+    assert load_tokenizer(tmp_path / "larp").trained_on == (config.frame_num, (config.input_size,) * 2, 1)
+
+
+def test_a_tokenizer_that_knows_no_clips_gets_the_usual_ones(videos, tmp_path, capsys):
+    with pytest.raises(VideoError, match="a clip spans 17"):
+        tokenize_folder(tokenizer=tokenizer(), videos=str(videos / "a"), output=str(tmp_path / "t"), device="cpu")
+    assert "17 frames of 128 x 128 pixels at stride 1; the tokenizer does not tell" in capsys.readouterr().out
 
 
 def test_stride_step_size_and_workers(videos, tmp_path):
