@@ -29,8 +29,8 @@ def test_the_classifier_reads_colour_and_direction(example):
 
 
 def test_sampled_clips_follow_their_captions(example, capsys):
-    shares = example["main"](steps=500)
-    # seeds 0, 1 and 2 gave 0.61, 0.66 and 0.71, without captions 0.06 to 0.10; by chance it is one of twelve, 0.08
-    assert shares["captions"] > 0.4
-    assert shares["no captions"] < 0.25
-    assert f"after 500 steps {shares['captions']:.0%} of the clips show" in capsys.readouterr().out
+    shares = example["main"](steps=300)
+    # 250, 300 and 350 steps gave 0.42, 0.50 and 0.47, without captions 0.14, 0.08 and 0.04; by chance it is 1/12, 0.08
+    assert shares["captions"] > 0.3
+    assert shares["no captions"] < 0.2
+    assert f"after 300 steps {shares['captions']:.0%} of the clips show" in capsys.readouterr().out

@@ -115,7 +115,7 @@ def test_compiled_networks_train_to_the_same_weights_without_a_graph_break(name)
 
 
 # SDPA called by us, by torch and by transformers; other engines and groups cut the same calls
-@pytest.mark.parametrize("name", ["reference", "gpt", "nn.TransformerEncoder", "llama"])
+@pytest.mark.parametrize("name", ["reference", "nn.TransformerEncoder", "llama"])
 def test_sizes_that_are_symbols(name):
     """torch makes them so where one network runs on sequences of several lengths."""
     build, options = NETWORKS[name]
@@ -125,24 +125,23 @@ def test_sizes_that_are_symbols(name):
 
 # a warning that torch gives itself while it traces a block on states with a graph
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize(("how", "graphs"), [("wrapped", 2), ("blocks", 2 * 2)])
+@pytest.mark.parametrize(("how", "graphs"), [("wrapped", 1), ("blocks", 2)])
 def test_compiled_by_a_wrapper_or_block_by_block(how, graphs):
-    plain = fit(partial(Network, depth=2), None, FIRST_AND_LAST)
-    own = fit(partial(Network, depth=2), how, FIRST_AND_LAST)
+    plain = fit(partial(Network, depth=2), None, LAST)
+    own = fit(partial(Network, depth=2), how, LAST)
     assert_equal(own, plain)
     assert not counters["graph_break"]
     assert 1 <= counters["stats"]["unique_graphs"] <= graphs
 
 
-@torch._dynamo.config.patch(recompile_limit=2)
+@torch._dynamo.config.patch(recompile_limit=1)
 def test_more_windows_than_torch_compiles_graphs_of_one_function():
-    windows = WindowSampler(5, 6, first_window_prob=None, seed=1)
-    assert len({windows.sample(step) for step in range(12)}) > 2
-    plain = fit(partial(Network, depth=1), None, windows)
-    own = fit(partial(Network, depth=1), "in place", windows)
+    assert len({FIRST_AND_LAST.sample(step) for step in range(12)}) == 2
+    plain = fit(partial(Network, depth=1), None, FIRST_AND_LAST)
+    own = fit(partial(Network, depth=1), "in place", FIRST_AND_LAST)
     assert_equal(own, plain)
-    assert counters["stats"]["unique_graphs"] > 2
-    assert torch._dynamo.config.recompile_limit == 2
+    assert counters["stats"]["unique_graphs"] == 2
+    assert torch._dynamo.config.recompile_limit == 1
 
 
 # the backend "eager" calls a loss inside the graph a second time, under the tap that has met it

@@ -33,7 +33,7 @@ def frame_prints(clip: Bytes) -> Bytes:
         >>> frame_prints(np.full((2, 40, 60, 3), 7, np.uint8)).shape
         (2, 48)
     """
-    frames = torch.from_numpy(np.ascontiguousarray(clip)).permute(0, 3, 1, 2)
+    frames = torch.from_numpy(np.require(clip, requirements=["C", "W"])).permute(0, 3, 1, 2)
     cells = F.interpolate(frames, size=(_ROWS, _COLUMNS), mode="bilinear", antialias=True)  # weighs every pixel
     return cells.sum(1, dtype=torch.int32).flatten(1).div(3).round().to(torch.uint8).numpy()
 

@@ -147,7 +147,7 @@ def shrink(view: Pixels, size: int) -> Pixels:
         >>> shrink(np.full((2, 10, 10, 3), 7, np.uint8), 4).shape
         (2, 4, 4, 3)
     """
-    frames = torch.from_numpy(np.ascontiguousarray(view)).permute(0, 3, 1, 2).float()
+    frames = torch.from_numpy(np.require(view, requirements=["C", "W"])).permute(0, 3, 1, 2).float()
     return F.interpolate(frames, size=(size, size), mode="area").round().byte().permute(0, 2, 3, 1).numpy()
 
 
