@@ -26,7 +26,6 @@ __all__ = [
     "VideoError",
     "VideoInfo",
     "decode_frames",
-    "even",
     "frame_pixels",
     "open_video",
     "refuse_animated_webp",
@@ -187,16 +186,6 @@ def decode_frames(
             codec.flush_buffers()
 
 
-def even(width: int) -> int:
-    """Returns the width to scale frames to: FFmpeg is slower by half at odd ones, and 2 grey levels lighter.
-
-    Example:
-        >>> even(455), even(456)
-        (456, 456)
-    """
-    return width + width % 2
-
-
 def frame_pixels(scaler: VideoReformatter, frame: VideoFrame, *, height: int, width: int) -> Pixels:
     """Scales one frame as decord does and turns it as the file's metadata says.
 
@@ -212,8 +201,8 @@ def frame_pixels(scaler: VideoReformatter, frame: VideoFrame, *, height: int, wi
     turns = frame.rotation // 90 % 4
     if turns % 2:
         height, width = width, height
-    small = scaler.reformat(frame, even(width), height, "rgb24", interpolation="BILINEAR")
-    return np.rot90(cast(Pixels, small.to_ndarray())[:, :width], turns)
+    small = scaler.reformat(frame, width, height, "rgb24", interpolation="BILINEAR")
+    return np.rot90(cast(Pixels, small.to_ndarray()), turns)
 
 
 def _packets(

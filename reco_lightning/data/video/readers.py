@@ -7,7 +7,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from reco_lightning.data.video.decoders import Pixels, VideoError, decode_frames, even, frame_pixels, open_video
+from reco_lightning.data.video.decoders import Pixels, VideoError, decode_frames, frame_pixels, open_video
 from reco_lightning.data.video.frame_prints import FrameTable
 
 __all__ = ["read_decord", "read_pyav", "seek_pyav"]
@@ -33,17 +33,14 @@ def read_decord(path: str, indices: range, *, total: int, size: tuple[int, int])
         return None
     decord.logging.set_level(decord.logging.QUIET)  # hundreds of lines about what `probe` tells in one
     try:
-        width = even(size[1])
-        reader = decord.VideoReader(path, width=width, height=size[0], num_threads=1)
+        reader = decord.VideoReader(path, width=size[1], height=size[0], num_threads=1)
         if len(reader) != total:
             return None
         batch = reader.get_batch(list(indices))
     except (RuntimeError, IndexError, decord.DECORDError):
         return None
     clip = batch.asnumpy() if hasattr(batch, "asnumpy") else np.asarray(batch)  # the user may have set a bridge
-    if clip.shape != (len(indices), size[0], width, 3):  # rows of some widths come back padded
-        return None
-    return clip[:, :, : size[1]]
+    return clip if clip.shape == (len(indices), *size, 3) else None  # rows of some widths come back padded
 
 
 def seek_pyav(path: str, indices: range, *, table: FrameTable, size: tuple[int, int]) -> Pixels | None:
