@@ -7,6 +7,9 @@ Clips come from a `VideoFolder`; ids go to an `PartialTokens`, a file for each p
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import os
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,7 +30,17 @@ from reco_lightning.data.video.clip import VideoError
 from reco_lightning.pipelines.tokenize.partial_output import PartialTokens, PartWriter, difference
 from reco_lightning.tokenizers.base import VideoTokenizer, to_unit_range
 
-__all__ = ["ClipBatch", "ClipsToEncode", "EncodeModule", "PartsCallback", "as_it_was", "batches_to_do"]
+__all__ = [
+    "ClipBatch",
+    "ClipsToEncode",
+    "EncodeModule",
+    "PartsCallback",
+    "as_it_was",
+    "batches_to_do",
+    "usual_workers",
+]
+
+_MOST_WORKERS = 8
 
 
 class ClipBatch(TypedDict):
@@ -57,6 +70,18 @@ def batches_to_do(done: npt.NDArray[np.bool_], batch_size: int) -> list[int]:
     """
     starts = range(0, len(done), batch_size)
     return [start // batch_size for start in starts if not done[start : start + batch_size].all()]
+
+
+def usual_workers(devices: int) -> int:
+    """Returns how many worker processes read videos for each device: one for each core, where forking is cheap.
+
+    Args:
+        devices: Devices of this machine, which share its cores.
+    """
+    if multiprocessing.get_start_method() != "fork":
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(_MOST_WORKERS, cores // devices))
 
 
 @contextmanager
@@ -154,6 +179,7 @@ class ClipsToEncode(L.LightningDataModule):
             batch_size=1,
             collate_fn=_only,
             num_workers=self.num_workers,
+            worker_init_fn=_leave_signals_to_the_parent,
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -259,6 +285,12 @@ class _Batches(Dataset[ClipBatch]):
         if videos:
             batch["video"] = torch.stack(videos)
         return batch
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """A batch system signals the whole group; a worker that ends first would be an error of the parent's."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _only(items: list[ClipBatch]) -> ClipBatch:

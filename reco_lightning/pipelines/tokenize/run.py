@@ -24,7 +24,13 @@ from reco_lightning.data.index.layouts import Layout
 from reco_lightning.data.tokens.manifest import MANIFEST, Manifest, check_grid, file_sha256
 from reco_lightning.data.tokens.writer import ClipSource, TokenShardWriter, refuse_shards
 from reco_lightning.data.video.clip import Resize, VideoError, fit_size, open_source
-from reco_lightning.pipelines.tokenize.encoding import ClipsToEncode, EncodeModule, PartsCallback, as_it_was
+from reco_lightning.pipelines.tokenize.encoding import (
+    ClipsToEncode,
+    EncodeModule,
+    PartsCallback,
+    as_it_was,
+    usual_workers,
+)
 from reco_lightning.pipelines.tokenize.partial_output import PartialTokens
 from reco_lightning.support.argument_checks import check_flag, check_int, check_path
 from reco_lightning.support.devices import pick_device
@@ -50,7 +56,7 @@ def tokenize_folder(
     clip_step: int | None = None,
     captions: str | None = None,
     batch_size: int = 8,
-    num_workers: int = 0,
+    num_workers: int | None = None,
     device: str = "auto",
     devices: int = 1,
     strategy: str = "auto",
@@ -82,7 +88,8 @@ def tokenize_folder(
         captions: File of JSON lines `{"file": "cats/a.mp4", "caption": "A cat."}`, files relative to `videos`;
             none where `index` has captions.
         batch_size: Clips that are encoded at a time, on each device.
-        num_workers: Worker processes for each device that read videos; 0 reads in the encoding process.
+        num_workers: Worker processes for each device that read videos; 0 reads in the encoding process. None is one
+            for each core, at most 8, where the platform forks processes, and 0 elsewhere.
         device: A torch device, or `auto`.
         devices: How many of them, each with a process of its own; -1 takes all GPUs. On a CPU, processes.
         strategy: Lightning's, for more than one device: `auto`, `ddp`, `ddp_spawn` and so on.
@@ -109,7 +116,7 @@ def tokenize_folder(
     check_int(devices=devices)
     check_int(at_least=1, batch_size=batch_size, shard_size=shard_size)
     check_int(at_least=1, or_none=True, frames=frames, stride=stride, clip_step=clip_step)
-    check_int(at_least=0, num_workers=num_workers)
+    check_int(at_least=0, or_none=True, num_workers=num_workers)
     check_flag(overwrite=overwrite, progress=progress)
     if not isinstance(strategy, Strategy) and strategy not in (known := ["auto", *StrategyRegistry]):
         raise ValueError(f"strategy must be one of Lightning's, {', '.join(known)}, got {strategy!r}")
@@ -176,8 +183,9 @@ def tokenize_folder(
             StopOnSignal(),
         ],
     )
+    workers = usual_workers(trainer.num_devices) if num_workers is None else num_workers
     with as_it_was(model):
-        parts = ClipsToEncode(folder, work, plan=plan, batch_size=batch_size, num_workers=num_workers)
+        parts = ClipsToEncode(folder, work, plan=plan, batch_size=batch_size, num_workers=workers)
         trainer.predict(EncodeModule(model), datamodule=parts, return_predictions=False)
     return Path(output)
 

@@ -68,6 +68,7 @@ def files(tmp_path_factory):
         size=16,
         device="cpu",
         progress=False,
+        num_workers=0,
     )
     network = VideoTransformer(vocab_size=8, grid=GRID, dim=32, depth=2, heads=2, num_classes=2)
     for parameter in network.parameters():
@@ -231,7 +232,7 @@ def longer(files, tmp_path_factory):
         (folder / "videos" / name).parent.mkdir(parents=True, exist_ok=True)
         moving = np.random.default_rng(number).integers(0, 255, (frames, 4, 4, 3)).repeat(4, axis=1).repeat(4, axis=2)
         write_video(folder / "videos" / name, moving.astype(np.uint8))
-    options = {"frames": 9, "size": 16, "device": "cpu", "progress": False}
+    options = {"frames": 9, "size": 16, "device": "cpu", "progress": False, "num_workers": 0}
     tokenize_folder(tokenizer=files[1], videos=str(folder / "videos"), output=str(folder / "tokens"), **options)
     return folder, *files[1:]
 
@@ -346,7 +347,7 @@ def texts(tmp_path_factory):
     (folder / "captions.jsonl").write_text("\n".join(lines))
     torch.manual_seed(0)
     tokenizer = save(VQVAE(codebook_size=8, width=8), folder / "vq.ckpt")
-    options = {"frames": 17, "size": 16, "device": "cpu", "progress": False}
+    options = {"frames": 17, "size": 16, "device": "cpu", "progress": False, "num_workers": 0}
     where = {"videos": str(folder / "videos"), "output": str(folder / "tokens")}
     tokenize_folder(tokenizer=tokenizer, captions=str(folder / "captions.jsonl"), **where, **options)
     save_words(folder / "words", ["a", "dog", "runs", "cat"])

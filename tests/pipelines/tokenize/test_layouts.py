@@ -44,7 +44,8 @@ def checkpoint(tmp_path):
 
 
 def run(videos, output, **options):
-    options = {"tokenizer": tokenizer(), "frames": 5, "size": 32, "progress": False, "device": "cpu", **options}
+    usual = {"tokenizer": tokenizer(), "frames": 5, "size": 32, "progress": False, "device": "cpu", "num_workers": 0}
+    options = usual | options
     return tokenize_folder(videos=str(videos), output=str(output), **options)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from reco_lightning.callbacks.stop_on_signal import STOPPED
 from reco_lightning.data.tokens import writer as token_writer
 from reco_lightning.data.tokens.manifest import read_manifest
 from reco_lightning.data.tokens.shards import ClipSource, TokenShards
@@ -37,8 +38,8 @@ class Brightness:
 
     codebook_size, temporal_stride, spatial_stride, frame_aligned = 256, 2, 16, True
 
-    def __init__(self, kill_at=None):
-        self.kill_at, self.encoded = kill_at, []
+    def __init__(self, kill_at=None, stop_at=None):
+        self.kill_at, self.stop_at, self.encoded = kill_at, stop_at, []
 
     def grid(self, frames, height, width):
         return 1 + (frames - 1) // 2, height // 16, width // 16
@@ -46,6 +47,8 @@ class Brightness:
     def encode(self, video):
         if len(self.encoded) == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
+        if len(self.encoded) == self.stop_at:
+            os.killpg(os.getpgid(0), signal.SIGTERM)  # as a batch system does, workers included
         self.encoded.append(len(video))
         return brightness(((video + 1) * 127.5).round().to(torch.uint8))
 
@@ -82,7 +85,8 @@ def videos(tmp_path):
 
 
 def run(videos, output, **options):
-    options = {"tokenizer": Brightness(), "frames": 5, "size": 32, "clip_step": 2, "batch_size": 4} | options
+    usual = {"tokenizer": Brightness(), "frames": 5, "size": 32, "clip_step": 2, "batch_size": 4, "num_workers": 0}
+    options = usual | options
     return tokenize_folder(
         videos=str(videos), output=str(output), progress=False, device="cpu", shard_size=7, **options
     )
@@ -117,6 +121,37 @@ def check(folder, videos):
         assert torch.equal(shards[index]["tokens"], ids.flatten())
         assert shards[index]["label"] == (name[0] == "b")
     assert [shard.clips for shard in shards.manifest.shards] == [7, 7, 4]
+
+
+def in_a_group(*args, **options):
+    os.setpgid(0, 0)
+    run(*args, **options)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_signal_to_the_whole_group_ends_the_run_after_the_batch_at_hand(videos, tmp_path, workers):
+    options = {"tokenizer": Brightness(stop_at=1), "num_workers": workers}
+    process = multiprocessing.get_context("fork").Process(
+        target=in_a_group, args=(videos, tmp_path / "t"), kwargs=options
+    )
+    process.start()
+    process.join(120)
+    assert process.exitcode == STOPPED
+    assert done(tmp_path / "t") == list(range(8))
+    check(run(videos, tmp_path / "t"), videos)
+
+
+def test_workers_read_by_default_and_the_shards_are_the_same(videos, tmp_path, monkeypatch):
+    read_by = multiprocessing.get_context("fork").SimpleQueue()
+    honest = tokenize.VideoFolder.read
+    monkeypatch.setattr(tokenize.VideoFolder, "read", lambda *clip: read_by.put(os.getpid()) or honest(*clip))
+    one = contents(run(videos, tmp_path / "default", num_workers=None))
+    assert {read_by.get() for _ in CLIPS}.isdisjoint({os.getpid()})
+    assert one == contents(run(videos, tmp_path / "alone"))
+    cores = len(os.sched_getaffinity(0))
+    assert [encoding.usual_workers(devices) for devices in (1, 1000)] == [min(8, cores), 1]
+    monkeypatch.setattr(encoding.multiprocessing, "get_start_method", lambda: "spawn")
+    assert encoding.usual_workers(1) == 0
 
 
 @pytest.mark.parametrize("kill_at", [0, 1, 3])
@@ -222,7 +257,7 @@ def test_going_on_with_other_settings_is_refused(videos, tmp_path, monkeypatch, 
         patch.setattr(net, "encode", lambda video: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(videos, tmp_path, tokenizer=net)
-    options = {"tokenizer": net, "shard_size": 7} | options
+    options = {"tokenizer": net, "shard_size": 7, "num_workers": 0} | options
 
     def again(**more):
         return tokenize_folder(

@@ -47,7 +47,15 @@ def tokenizer():
 
 
 def run(videos, output, **options):
-    options = {"tokenizer": tokenizer(), "frames": 5, "size": 32, "progress": False, "device": "cpu", **options}
+    options = {
+        "tokenizer": tokenizer(),
+        "frames": 5,
+        "size": 32,
+        "progress": False,
+        "device": "cpu",
+        "num_workers": 0,
+        **options,
+    }
     return tokenize_folder(videos=str(videos), output=str(output), **options)
 
 
