@@ -74,6 +74,7 @@ COMMANDS: tuple[Entry, ...] = (
             "stride": whole(1, optional=True),
             "size": SIZE.filter(lambda size: size is not None),
             "resize": choice(),
+            "on_damage": choice(),
             "clip_step": whole(1, optional=True),
             "captions": MAYBE_PATH,
             "batch_size": whole(1),

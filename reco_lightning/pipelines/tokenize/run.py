@@ -23,7 +23,7 @@ from reco_lightning.data.index.captions import read_captions
 from reco_lightning.data.index.layouts import Layout
 from reco_lightning.data.tokens.manifest import MANIFEST, Manifest, check_grid, file_sha256
 from reco_lightning.data.tokens.writer import ClipSource, TokenShardWriter, refuse_shards
-from reco_lightning.data.video.clip import Resize, VideoError, fit_size, open_source
+from reco_lightning.data.video.clip import OnDamage, Resize, VideoError, fit_size, open_source
 from reco_lightning.pipelines.tokenize.encoding import (
     ClipsToEncode,
     EncodeModule,
@@ -54,6 +54,7 @@ def tokenize_folder(
     size: int | tuple[int, int] | None = None,
     resize: Resize = "short_side_crop",
     clip_step: int | None = None,
+    on_damage: OnDamage = "skip",
     captions: str | None = None,
     batch_size: int = 8,
     num_workers: int | None = None,
@@ -85,6 +86,8 @@ def tokenize_folder(
         size: Side, or (height, width), of the clips in pixels; None likewise, or 128.
         resize: `short_side_crop` or `squash`.
         clip_step: Distance between the starts of two clips of a file; by default they lie end to end.
+        on_damage: `skip` leaves videos out that are damaged anywhere; `keep` takes the clips in front of and behind the
+            damage.
         captions: File of JSON lines `{"file": "cats/a.mp4", "caption": "A cat."}`, files relative to `videos`;
             none where `index` has captions.
         batch_size: Clips that are encoded at a time, on each device.
@@ -140,6 +143,7 @@ def tokenize_folder(
         size=clips.size,
         resize=resize,
         clip_step=clip_step,
+        on_damage=on_damage,
         layout=layout,
         split=split,
         index=index,

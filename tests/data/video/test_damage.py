@@ -3,9 +3,13 @@
 
 import numpy as np
 import pytest
+import torch
 
 from reco_lightning.data.clips.folder import VideoFolder
+from reco_lightning.data.tokens.shards import TokenShards
 from reco_lightning.data.video.clip import VideoError, probe, read_clip
+from reco_lightning.pipelines.tokenize.run import tokenize_folder
+from reco_lightning.tokenizers.vqvae import VQVAE
 from tests.data.trees import write_frames
 from tests.helpers.processes import run_module
 from tests.helpers.videos import bit_frames, bits_of, damage, encode
@@ -90,6 +94,24 @@ def test_a_folder_keeps_the_sound_parts_and_says_how_many_clips(joined, tmp_path
         assert len(VideoFolder(joined.parent, **ask)) == 2
     with pytest.raises(VideoError, match=r"is too short: it holds 4\d frames without damage \(is damaged or cut off"):
         VideoFolder(joined.parent, frames=60, on_damage="keep", cache=False)
+
+
+def test_tokens_of_the_sound_parts(joined, tmp_path):
+    torch.manual_seed(0)
+    options = {
+        "tokenizer": VQVAE(codebook_size=32, width=8),
+        "frames": 9,
+        "size": 48,
+        "device": "cpu",
+        "num_workers": 0,
+    }
+    with pytest.warns(UserWarning, match="1 videos .* are damaged"):
+        path = tokenize_folder(
+            videos=str(joined.parent), output=str(tmp_path / "tokens"), on_damage="keep", progress=False, **options
+        )
+    starts = [TokenShards(path).source(index).start for index in range(len(TokenShards(path)))]
+    (_, border), _ = probe(joined, on_damage="keep").runs
+    assert [start for start in starts if start >= border] == list(range(border, border + 5 * 9, 9))
 
 
 def test_a_folder_of_frames_is_kept_around_a_damaged_one(tmp_path):
