@@ -56,7 +56,8 @@ OTHERS = {
     "mov": {
         "avrp": "gbrp10le", "cfhd": "yuv422p10le", "dpx": "gray", "dxv": "rgba", "exr": "grayf32le",
         "jpeg2000": "rgb24", "prores": "yuv422p10le", "prores_aw": "yuv422p10le",
-        "r10k": "gbrp10le", "r210": "gbrp10le", "rpza": "rgb555le", "sgi": "rgb24", "targa": "bgr24", "tiff": "rgb24", "v210": "yuv422p10le", "v308": "yuv444p", "v408": "yuva444p",
+        "r10k": "gbrp10le", "r210": "gbrp10le", "rpza": "rgb555le", "sgi": "rgb24",
+        "targa": "bgr24", "tiff": "rgb24", "v210": "yuv422p10le", "v308": "yuv444p", "v408": "yuva444p",
         "v410": "yuv444p10le", "yuv4": "yuv420p",
     },
     "flv": {"flashsv": "bgr24", "flashsv2": "bgr24"},
