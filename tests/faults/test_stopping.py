@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 
@@ -39,6 +40,32 @@ def test_sigterm_saves_and_ends_with_143(whole, tmp_path, hook, call, step):
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     assert f"Stopped by SIGTERM after step {step}; go on with --ckpt_path {last}" in said
     assert torch.load(last, weights_only=True)["global_step"] == step
+    code, said = in_a_process(lambda: fit(path, "--ckpt_path", "last"), tmp_path)
+    assert code == 0, said
+    assert_same_training(tmp_path / "run", folder / "run")
+
+
+def signalled(path, number, group, method):
+    """A fit whose whole group of processes, or it alone, gets a signal in its fifth batch."""
+    os.setpgid(0, 0)
+    multiprocessing.set_start_method(method, force=True)
+    send = os.killpg if group else os.kill
+    before(VideoModel, "on_train_batch_start", lambda call: call == 5 and send(os.getpid(), number))
+    fit(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("workers", "method", "group"),
+    [(0, "fork", True), (2, "fork", True), (2, "fork", False), (4, "fork", True), (1, "spawn", True)],
+)
+def test_workers_leave_sigterm_to_their_parent(whole, tmp_path, workers, method, group):
+    tokens, folder, _ = whole
+    path = config(tokens, tmp_path / "run", STOP, data={"num_workers": workers})
+    code, said = in_a_process(lambda: signalled(path, signal.SIGTERM, group, method), tmp_path)
+    assert code == STOPPED, said
+    assert "Stopped by SIGTERM after step 5; go on with --ckpt_path" in said
+    assert "Traceback" not in said
     code, said = in_a_process(lambda: fit(path, "--ckpt_path", "last"), tmp_path)
     assert code == 0, said
     assert_same_training(tmp_path / "run", folder / "run")

@@ -15,6 +15,7 @@ from typing_extensions import override
 from reco_lightning.data.clips.folder import Clip, OnError, VideoFolder, VideoItem
 from reco_lightning.data.index.layouts import Layout, check_names
 from reco_lightning.data.loading.resumable_loader import ResumableDataLoader
+from reco_lightning.data.loading.worker_signals import SignalsToParent
 from reco_lightning.data.video.clip import OnDamage, Resize, fit_size
 from reco_lightning.data.video.scan import VIDEO_EXTENSIONS
 from reco_lightning.support.argument_checks import (
@@ -248,6 +249,7 @@ class VideoDataModule(L.LightningDataModule):
             clips,
             self.batch_size,
             num_workers=self.num_workers,
+            worker_init_fn=SignalsToParent(),
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
             multiprocessing_context=self.start_method if self.num_workers else None,

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from typing_extensions import override
 
 from reco_lightning.data.loading.sample_order import EpochSampler, LoaderState, seed_of
+from reco_lightning.data.loading.worker_signals import SignalsToParent, signals_held
 from reco_lightning.support.argument_checks import check_finite, check_flag, check_int
 
 __all__ = ["ResumableDataLoader"]
@@ -161,8 +162,11 @@ class ResumableDataLoader(DataLoader[Item]):
             self._passes.part = (number, first, last)
             # the workers' seed is drawn when they start; a generator that stays could not be sent to spawned processes
             self.generator = torch.Generator().manual_seed(seed_of(self.seed, stream.start))
-            part = super().__iter__()
-            self.generator = None
+            start = self.worker_init_fn
+            self.worker_init_fn = SignalsToParent(start)  # for now: Lightning fills in its own where it finds none
+            with signals_held():
+                part = super().__iter__()
+            self.generator, self.worker_init_fn = None, start
             for batch in part:
                 place.batches += 1
                 yield batch

@@ -17,6 +17,7 @@ from typing_extensions import override
 from reco_lightning.data.index.ucf101 import group_of
 from reco_lightning.data.loading.resumable_loader import ResumableDataLoader
 from reco_lightning.data.loading.sample_order import data_ranks
+from reco_lightning.data.loading.worker_signals import SignalsToParent
 from reco_lightning.data.tokens.compatibility import refuse_mismatch
 from reco_lightning.data.tokens.shards import TokenItem, TokenShards
 from reco_lightning.support.argument_checks import check_finite, check_flag, check_int, check_path
@@ -293,6 +294,7 @@ class TokenDataModule(L.LightningDataModule):
             clips,
             self.batch_size,
             num_workers=self.num_workers,
+            worker_init_fn=SignalsToParent(),
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
         )

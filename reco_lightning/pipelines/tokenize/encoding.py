@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
-import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from tqdm import tqdm
 from typing_extensions import override
 
 from reco_lightning.data.clips.folder import VideoFolder
+from reco_lightning.data.loading.worker_signals import SignalsToParent
 from reco_lightning.data.video.clip import VideoError
 from reco_lightning.pipelines.tokenize.partial_output import PartialTokens, PartWriter, difference
 from reco_lightning.tokenizers.base import VideoTokenizer, to_unit_range
@@ -179,7 +179,7 @@ class ClipsToEncode(L.LightningDataModule):
             batch_size=1,
             collate_fn=_only,
             num_workers=self.num_workers,
-            worker_init_fn=_leave_signals_to_the_parent,
+            worker_init_fn=SignalsToParent(),
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -285,12 +285,6 @@ class _Batches(Dataset[ClipBatch]):
         if videos:
             batch["video"] = torch.stack(videos)
         return batch
-
-
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """A batch system signals the whole group; a worker that ends first would be an error of the parent's."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _only(items: list[ClipBatch]) -> ClipBatch:
