@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from reco_lightning import VideoModel
 from reco_lightning.callbacks.stop_on_signal import STOPPED, StopOnSignal, last_checkpoint
 from tests.faults.runs import assert_same_training, before, config, fit, in_a_process
+from tests.helpers.processes import send_from_outside
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
 STOP = {"class_path": "reco_lightning.callbacks.stop_on_signal.StopOnSignal"}
@@ -49,8 +50,7 @@ def signalled(path, number, group, method):
     """A fit whose whole group of processes, or it alone, gets a signal in its fifth batch."""
     os.setpgid(0, 0)
     multiprocessing.set_start_method(method, force=True)
-    send = os.killpg if group else os.kill
-    before(VideoModel, "on_train_batch_start", lambda call: call == 5 and send(os.getpid(), number))
+    before(VideoModel, "on_train_batch_start", lambda call: call == 5 and send_from_outside(number, group=group))
     fit(path)
 
 

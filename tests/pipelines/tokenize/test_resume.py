@@ -25,7 +25,7 @@ from reco_lightning.pipelines.tokenize import run as tokenize
 from reco_lightning.pipelines.tokenize.run import _placement, tokenize_folder
 from reco_lightning.support.media import write_video
 from reco_lightning.tokenizers.vqvae import VQVAE
-from tests.helpers.processes import run_module
+from tests.helpers.processes import run_module, send_from_outside
 
 FRAMES = {"a/one.mp4": 14, "a/two.mp4": 9, "b/three.mp4": 23}
 # Python warns of it from 3.12 on; the processes here compute with one thread, see _one_thread
@@ -48,7 +48,7 @@ class Brightness:
         if len(self.encoded) == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         if len(self.encoded) == self.stop_at:
-            os.killpg(os.getpgid(0), signal.SIGTERM)  # as a batch system does, workers included
+            send_from_outside(signal.SIGTERM, group=True)
         self.encoded.append(len(video))
         return brightness(((video + 1) * 127.5).round().to(torch.uint8))
 
