@@ -269,13 +269,17 @@ class VQVAE(L.LightningModule):
             self.quantizer = quantizer.to(self.device)
 
     @override
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Notes the shape of the clips, which `reco tokenize` cuts alike."""
+        _, frames, height, width, _ = batch["video"].shape
+        stride = getattr(getattr(self.trainer, "datamodule", None), "stride", 1)
+        self.trained_on = ClipShape(frames, (height, width), stride)
+
+    @override
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Returns the reconstruction and commitment loss of a batch {"video": uint8 (B, T, H, W, 3)}."""
         video = to_unit_range(batch["video"])
-        frames, height, width = video.shape[2:]
-        self.grid(frames, height, width)
-        stride = getattr(getattr(self.trainer, "datamodule", None), "stride", 1)
-        self.trained_on = ClipShape(frames, (height, width), stride)
+        self.grid(*video.shape[2:])
         features = self.encoder(video).movedim(1, -1)  # (B, t, h, w, D)
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):  # a resumed run draws what the uninterrupted one would have
@@ -309,7 +313,7 @@ class VQVAE(L.LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the shape of the clips, which `reco tokenize` cuts alike."""
+        """Keeps the shape of the clips."""
         if self.trained_on is not None:
             checkpoint["trained_on"] = self.trained_on._asdict()
 

@@ -143,8 +143,7 @@ def read_clip(
         parts = ", ".join(f"{first} to {stop - 1}" for first, stop in known.parts())
         raise VideoError(source.path, f"{known.damage}; frames {start} to {indices[-1]} do not lie in one of {parts}")
     scaled = fit_size(known.height, known.width, size=(high, wide), resize=resize)
-    # FFmpeg is slower by half at odd widths, and 2 grey levels lighter
-    clip = source.read(indices, info=known, size=(scaled[0], scaled[1] + scaled[1] % 2))[:, :, : scaled[1]]
+    clip = source.read(indices, info=known, size=scaled)
     top, left = (scaled[0] - high) // 2, (scaled[1] - wide) // 2
     return np.ascontiguousarray(clip[:, top : top + high, left : left + wide])  # (T, H, W, 3)
 

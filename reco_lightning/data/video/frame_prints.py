@@ -17,6 +17,7 @@ Bytes = npt.NDArray[np.uint8]
 _ROWS, _COLUMNS = 6, 8
 PRINT_BYTES = _ROWS * _COLUMNS
 _SAME = 0.5  # grey levels that two readers of one frame differ by; measured: 0.3 from 32 pixels on, more below
+_LIGHTER = 2.0  # grey levels by which FFmpeg makes frames of an odd size lighter
 _STRANGE = 10.0  # grey levels by which a whole clip may differ where no other frame matches better
 
 
@@ -76,11 +77,15 @@ class FrameTable:
             indices: T frame numbers.
         """
         own = frame_prints(clip).astype(np.float32)  # (T, 48)
-        asked = np.sqrt(np.square(own - self.prints[list(indices)]).mean(1))  # (T,), the root of the mean square
-        doubtful = asked > _SAME
-        if not doubtful.any():
-            return True
+        shades = {0.0, _LIGHTER * (clip.shape[1] % 2 or clip.shape[2] % 2)}
+        asked = _distances(own, self.prints[list(indices)], shades)
         if (asked > _STRANGE).any():
             return False
-        nearest = np.sqrt([np.square(self.prints - frame).mean(1).min() for frame in own[doubtful]])
+        doubtful = asked > _SAME
+        nearest = np.array([_distances(one, self.prints, shades).min() for one in own[doubtful]])
         return bool((asked[doubtful] <= nearest + _SAME).all())
+
+
+def _distances(own: npt.NDArray[np.float32], prints: Bytes, shades: set[float]) -> npt.NDArray[np.float32]:
+    """Grey levels (N,) between prints (N, 48) at the better of the shades: the root of the mean square."""
+    return np.sqrt(np.min([np.square(own - shade - prints).mean(-1) for shade in shades], axis=0))
