@@ -220,7 +220,7 @@ class VideoFolder(Dataset[VideoItem]):
         clips = Counter(clip.path for clip in self.clips)
         lines = [
             f"  {os.path.relpath(path, self.root)}: {self.infos[path].damage}; "
-            f"{clips[path]} clips of {len(self.infos[path].runs)} sound parts"
+            f"{clips[path]} clip(s) of {len(self.infos[path].runs)} sound part(s)"
             for path in damaged
         ]
         head = (

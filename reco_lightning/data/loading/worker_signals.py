@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +26,7 @@ def signals_held() -> Iterator[None]:
         >>> with signals_held():
         ...     pass  # start the workers
     """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
+    if not hasattr(signal, "sigwaitinfo"):  # nobody would let the workers end
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -35,10 +38,11 @@ def signals_held() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class SignalsToParent:
-    """A loader's `worker_init_fn`: SIGTERM and SIGINT end a worker no more, it ends with its parent.
+    """A loader's `worker_init_fn`: SIGTERM ends a worker only if its parent sends it, and SIGINT no more.
 
     A batch system and Ctrl-C signal the whole group of processes. A worker that ended first would be an error of its
-    parent's, which then could not finish the batch at hand and save.
+    parent's, which then could not finish the batch at hand and save. Where the platform does not tell who sent a signal
+    (macOS, Windows), workers are as they were.
 
     Args:
         then: What the worker does next, as the `worker_init_fn` of the user.
@@ -56,7 +60,17 @@ class SignalsToParent:
         Args:
             worker: Its number.
         """
-        for number in _SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
+        if hasattr(signal, "sigwaitinfo"):
+            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+            threading.Thread(target=_end_with_the_parent, daemon=True).start()
         if self.then is not None:
             self.then(worker)
+
+
+def _end_with_the_parent() -> None:
+    """Waits for what the mask holds back; multiprocessing ends its children by SIGTERM and waits for them."""
+    parent = multiprocessing.parent_process()
+    while True:
+        seen = signal.sigwaitinfo(_SIGNALS)
+        if seen.si_signo == signal.SIGTERM and parent is not None and seen.si_pid == parent.pid:
+            os._exit(0)

@@ -81,7 +81,7 @@ def test_a_folder_keeps_the_sound_parts_and_says_how_many_clips(joined, tmp_path
     encode(joined.with_name("whole.mp4"), bit_frames(16))
     with pytest.warns(UserWarning, match=r"1 of 2 videos .* cannot be used:\n  joined.ts: is damaged or cut off after"):
         assert len(VideoFolder(joined.parent, **ask)) == 2
-    told = r"1 videos .* are damaged; .*\n  joined.ts: is damaged or cut off after frame \d+; 11 clips of 2 sound parts"
+    told = r"1 video\(s\) .* are damaged; .*\n  joined.ts: is damaged .* frame \d+; 11 clip\(s\) of 2 sound part\(s\)"
     with pytest.warns(UserWarning, match=told):
         folder = VideoFolder(joined.parent, **ask, on_damage="keep")
     shown = [bits_of(item["video"].numpy().astype(float)) for item in (folder[index] for index in range(len(folder)))]
@@ -105,7 +105,7 @@ def test_tokens_of_the_sound_parts(joined, tmp_path):
         "device": "cpu",
         "num_workers": 0,
     }
-    with pytest.warns(UserWarning, match="1 videos .* are damaged"):
+    with pytest.warns(UserWarning, match=r"1 video\(s\) .* are damaged"):
         path = tokenize_folder(
             videos=str(joined.parent), output=str(tmp_path / "tokens"), on_damage="keep", progress=False, **options
         )
