@@ -224,7 +224,7 @@ class VideoFolder(Dataset[VideoItem]):
             for path in damaged
         ]
         head = (
-            f"{len(damaged)} videos in {self.root} are damaged; the clips in front of and behind the damage are used:"
+            f"{len(damaged)} video(s) in {self.root} are damaged; the clips in front of and behind the damage are used:"
         )
         return "\n".join([head, *lines])
 
