@@ -198,6 +198,7 @@ def cut_views(
     folder.mkdir(parents=True, exist_ok=True)
     sources: list[Source] = []
     views: dict[str, Pixels] = {}
+    small = np.empty(0, np.uint8)
     for path in paths:
         if len(sources) == settings.videos:
             break
@@ -213,9 +214,10 @@ def cut_views(
             warnings.warn(f"left out: {error}", stacklevel=2)
             continue
         stem = re.sub(r"[^\w-]+", "_", path.stem)
-        for name, view in square_views(frames):
+        for name, view in square_views(frames):  # each is followed by its mirror image
+            small = small[:, :, ::-1] if name.endswith("-mirrored") else shrink(view, settings.size)
             file = folder / f"{len(sources):03d}-{stem}-{name}.npy"
-            np.save(file, shrink(view, settings.size))
+            np.save(file, small)
             views[file.stem] = np.load(file, mmap_mode="r")
         sources.append(Source(path, count, info.height, info.width))
     if not sources:
