@@ -23,8 +23,9 @@ def signals_held() -> Iterator[None]:
     They are delivered to this process afterwards; workers that are forked or spawned inherit that they are held.
 
     Example:
+        >>> from torch.utils.data import DataLoader
         >>> with signals_held():
-        ...     pass  # start the workers
+        ...     batches = iter(DataLoader([1, 2]))
     """
     if not hasattr(signal, "sigwaitinfo"):  # nobody would let the workers end
         yield

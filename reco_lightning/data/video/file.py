@@ -111,18 +111,17 @@ class VideoFile:
 
     def read(self, indices: range, *, info: VideoInfo, size: tuple[int, int]) -> Pixels:
         """Reads the frames at ascending `indices`, scaled to `size` (height, width): uint8 (T, height, width, 3)."""
-        clip = None
-        if info.table is not None and not info.damage:
-            if info.reader == "decord" and self.path not in _misread:
-                clip = read_decord(self.path, indices, total=info.frames, size=size)
-                if clip is None or not info.table.shows(clip, indices):
-                    _misread.add(self.path)
-                    clip = None
-            if clip is None:
-                clip = seek_pyav(self.path, indices, table=info.table, size=size)
-                if clip is not None and not info.table.shows(clip, indices):
-                    clip = None
-        return read_pyav(self.path, indices, size=size, keep=bool(info.damage)) if clip is None else clip
+        if info.table is None or info.damage:
+            return read_pyav(self.path, indices, size=size, keep=bool(info.damage))
+        if info.reader == "decord" and self.path not in _misread:
+            clip = read_decord(self.path, indices, total=info.frames, size=size)
+            if clip is not None and info.table.shows(clip, indices):
+                return clip
+            _misread.add(self.path)
+        clip = seek_pyav(self.path, indices, table=info.table, size=size)
+        if clip is not None and info.table.shows(clip, indices):
+            return clip
+        return read_pyav(self.path, indices, size=size)
 
     def stamp(self) -> list[int]:
         """Returns the size in bytes and time of change in ns; while both stay, `probe` would return the same."""
